@@ -1,0 +1,31 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: run test check lock clean
+
+run: $(READY)  ## start the exchange with its own Postgres and run the main job
+	$(BIN)/cux demo $(ARGS)
+
+test: $(READY)  ## run the tests
+	$(BIN)/pytest $(ARGS)
+
+check: $(READY)  ## formatting, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+lock: $(READY)  ## pin every dependency by version and hash
+	$(BIN)/pip install -q uv
+	$(BIN)/uv pip compile --quiet --upgrade --generate-hashes --no-emit-index-url --no-header --no-annotate \
+		--all-extras --universal --python-version 3.11 pyproject.toml -o constraints.txt
+
+clean:  ## remove what the targets made
+	rm -rf $(VENV) .cux
+
+$(READY): constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check --require-hashes -r constraints.txt
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	touch $(READY)

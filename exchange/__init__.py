@@ -1,0 +1,1 @@
+"""The rules of the market, and the log that makes them history."""

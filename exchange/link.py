@@ -1,0 +1,159 @@
+"""A client of the core's Unix socket: commands up, durable records down."""
+
+import asyncio
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+
+from schemas.commands import AnyCommand
+from schemas.link import (
+    FRAME_MAX_BYTES,
+    LENGTH,
+    AdvanceClock,
+    AnyFrame,
+    Busy,
+    Done,
+    Frame,
+    Hello,
+    Released,
+    Submit,
+    Welcome,
+    decode_frame,
+    encode_frame,
+)
+from schemas.records import Decoded, Record, decoded
+
+
+class CoreLostError(ConnectionError):
+    """The connection ended; what became of commands under way must be asked of the log."""
+
+
+class BusyError(Exception):
+    """The core took nothing; the command has no number."""
+
+
+async def read_frame(reader: asyncio.StreamReader) -> AnyFrame | None:
+    """Return the next frame, or None at the end of the stream.
+
+    Raises:
+        CoreLostError: the stream ended within a frame, or the frame is too large.
+    """
+    try:
+        head = await reader.readexactly(LENGTH.size)
+    except (asyncio.IncompleteReadError, ConnectionError):
+        return None
+    (length,) = LENGTH.unpack(head)
+    if length > FRAME_MAX_BYTES:
+        raise CoreLostError(f"a frame of {length} bytes; at most {FRAME_MAX_BYTES} are allowed")
+    try:
+        return decode_frame(await reader.readexactly(length))
+    except asyncio.IncompleteReadError as error:
+        raise CoreLostError("the stream ended within a frame") from error
+
+
+class CoreLink:
+    """One connection. `on_record`, if given, sees every durable record after `durable`, in order."""
+
+    def __init__(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        welcome: Welcome,
+        on_record: Callable[[Record], None] | None,
+    ) -> None:
+        self.durable = welcome.durable
+        self.welcome = welcome
+        self._reader, self._writer = reader, writer
+        self._on_record = on_record
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[Record | None]] = {}
+        self._task = asyncio.create_task(self._receive())
+
+    @classmethod
+    async def connect(cls, path: Path, on_record: Callable[[Record], None] | None = None) -> "CoreLink":
+        """Connect to the core.
+
+        Raises:
+            OSError: nobody listens there.
+            CoreLostError: the core did not answer.
+        """
+        reader, writer = await asyncio.open_unix_connection(str(path), limit=1 << 20)
+        writer.write(encode_frame(Hello(on_record is not None)))
+        welcome = await read_frame(reader)
+        if not isinstance(welcome, Welcome):
+            writer.close()
+            raise CoreLostError(f"{path} did not say welcome")
+        return cls(reader, writer, welcome, on_record)
+
+    async def submit(self, command: AnyCommand) -> Decoded:
+        """Return the durable record that the command became.
+
+        Raises:
+            BusyError: the core took nothing.
+            CoreLostError: the connection ended first; the outcome is unknown.
+        """
+        record = await self._ask(lambda number: Submit(number, command))
+        assert record is not None
+        return decoded(record)
+
+    async def advance_clock(self, time_ns: int) -> None:
+        """Move the simulated clock forward and wait until what is due by then is durable.
+
+        Raises:
+            ValueError: the clock is real.
+        """
+        await self._ask(lambda number: AdvanceClock(number, time_ns))
+
+    async def _ask(self, frame: Callable[[int], Frame]) -> Record | None:
+        if self._task.done():
+            raise CoreLostError("the core is gone")
+        number = next(self._numbers)
+        answer: asyncio.Future[Record | None] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = answer
+        self._writer.write(encode_frame(frame(number)))
+        try:
+            return await answer
+        finally:
+            self._waiting.pop(number, None)
+
+    async def _receive(self) -> None:
+        try:
+            while (frame := await read_frame(self._reader)) is not None:
+                match frame:
+                    case Released(records, correlations):
+                        for record, correlation in zip(records, correlations, strict=True):
+                            if self._on_record is not None:
+                                self._on_record(record)
+                            self._resolve(correlation, record)
+                        if records:
+                            self.durable = records[-1].sequence
+                    case Busy(correlation):
+                        self._fail(correlation, BusyError("the exchange is busy; nothing was taken"))
+                    case Done(correlation, ""):
+                        self._resolve(correlation, None)
+                    case Done(correlation, message):
+                        self._fail(correlation, ValueError(message))
+        finally:
+            for answer in self._waiting.values():
+                if not answer.done():
+                    answer.set_exception(CoreLostError("the connection to the core ended"))
+            self._writer.close()
+
+    def _resolve(self, correlation: int, record: Record | None) -> None:
+        answer = self._waiting.get(correlation)
+        if answer is not None and not answer.done():
+            answer.set_result(record)
+
+    def _fail(self, correlation: int, error: Exception) -> None:
+        answer = self._waiting.get(correlation)
+        if answer is not None and not answer.done():
+            answer.set_exception(error)
+
+    async def wait_closed(self) -> None:
+        """Return when the connection has ended."""
+        await asyncio.wait([self._task])
+
+    async def close(self) -> None:
+        """End the connection."""
+        self._writer.close()
+        await asyncio.wait([self._task], timeout=5)

@@ -1,0 +1,1 @@
+"""The doors: WebSocket, client, command line, simulation."""

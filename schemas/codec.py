@@ -1,0 +1,58 @@
+"""How words become bytes: MessagePack for the log and the processes, JSON for people.
+
+The encoding is canonical: one value, one sequence of bytes. `CODEC_DIGEST` names it.
+"""
+
+import hashlib
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct
+
+from schemas.commands import AnyCommand, Authority, OperatorCommand
+from schemas.events import AnyEvent
+
+_encoder = msgspec.msgpack.Encoder()
+_command_decoder: msgspec.msgpack.Decoder[AnyCommand] = msgspec.msgpack.Decoder(AnyCommand)
+_event_decoder: msgspec.msgpack.Decoder[AnyEvent] = msgspec.msgpack.Decoder(AnyEvent)
+
+CODEC_DIGEST = hashlib.sha256(
+    b"".join((Path(__file__).parent / name).read_bytes() for name in ("commands.py", "events.py", "venue.py"))
+).digest()
+"""SHA-256 of the modules that define the encoding."""
+
+
+def encode(value: Struct) -> bytes:
+    """Return the canonical bytes of a command or an event."""
+    return _encoder.encode(value)
+
+
+def decode_command(data: bytes) -> AnyCommand:
+    """Return the command.
+
+    Raises:
+        msgspec.DecodeError: the bytes are no command.
+    """
+    return _command_decoder.decode(data)
+
+
+def decode_event(data: bytes) -> AnyEvent:
+    """Return the event.
+
+    Raises:
+        msgspec.DecodeError: the bytes are no event.
+    """
+    return _event_decoder.decode(data)
+
+
+def signed_bytes(command: OperatorCommand) -> bytes:
+    """Return what an operator signs: the command encoded with an empty signature.
+
+    Raises:
+        ValueError: the command names no authority.
+    """
+    authority = command.authority
+    if authority is None:
+        raise ValueError("the command names no authority")
+    unsigned = Authority(authority.key, authority.signed_ns, authority.reason)
+    return _encoder.encode(msgspec.structs.replace(command, authority=unsigned))

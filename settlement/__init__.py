@@ -1,0 +1,1 @@
+"""Money and proof: ledger, meters, reconciliation, settlement runs, audit."""
