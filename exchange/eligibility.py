@@ -1,0 +1,68 @@
+"""Which supply may serve which requirement: a table made from the venue's tiers and round trips."""
+
+from schemas.commands import Requirement
+from schemas.venue import Venue
+
+
+class Eligibility:
+    """Ranks of the venue's grades (0 is best) and who may meet whom.
+
+    A supply cell is (zone, carbon grade, security tier), a demand cell (zone, latency tier, carbon
+    grade, security tier); both are interned as small integers, the same in every replay.
+    """
+
+    def __init__(self, venue: Venue) -> None:
+        self.zones = {zone.code: i for i, zone in enumerate(venue.zones)}
+        self.latency = {tier.code: i for i, tier in enumerate(venue.latency_tiers)}
+        self.carbon = {grade.code: i for i, grade in enumerate(venue.carbon_grades)}
+        self.security = {tier.code: i for i, tier in enumerate(venue.security_tiers)}
+        self._zone_codes = list(self.zones)
+        self._carbon_codes = list(self.carbon)
+        self._security_codes = list(self.security)
+        bounds = [tier.max_rtt_us for tier in venue.latency_tiers]
+        size = len(self.zones)
+        self._zone_rank = [[0] * size for _ in range(size)]
+        for trip in venue.round_trips:
+            rank = next(
+                (i for i, bound in enumerate(bounds) if bound is None or trip.rtt_us <= bound), len(bounds)
+            )
+            a, b = self.zones[trip.a], self.zones[trip.b]
+            self._zone_rank[a][b] = self._zone_rank[b][a] = rank
+        self._served_by: dict[int, bytes] = {}
+
+    def supply_cell(self, zone: str, carbon: str, security: str) -> int:
+        """Return the number of a supply cell; the codes are known."""
+        zone_and_carbon = self.zones[zone] * len(self.carbon) + self.carbon[carbon]
+        return zone_and_carbon * len(self.security) + self.security[security]
+
+    def supply_terms(self, cell: int) -> tuple[str, str, str]:
+        """Return zone, carbon grade and security tier of a supply cell."""
+        rest, security = divmod(cell, len(self.security))
+        zone, carbon = divmod(rest, len(self.carbon))
+        return self._zone_codes[zone], self._carbon_codes[carbon], self._security_codes[security]
+
+    def demand_cell(self, requirement: Requirement) -> int:
+        """Return the number of a demand cell; the codes are known."""
+        cell = self.zones[requirement.zone] * len(self.latency) + self.latency[requirement.latency]
+        cell = cell * len(self.carbon) + self.carbon[requirement.carbon]
+        return cell * len(self.security) + self.security[requirement.security]
+
+    def served_by(self, demand_cell: int) -> bytes:
+        """Return a table over supply cells: 1 where the cell may serve this demand."""
+        table = self._served_by.get(demand_cell)
+        if table is None:
+            rest, security = divmod(demand_cell, len(self.security))
+            rest, carbon = divmod(rest, len(self.carbon))
+            zone, latency = divmod(rest, len(self.latency))
+            table = bytes(
+                self._zone_rank[zone][supply_zone] <= latency and supply_carbon <= carbon and tier <= security
+                for supply_zone in range(len(self.zones))
+                for supply_carbon in range(len(self.carbon))
+                for tier in range(len(self.security))
+            )
+            self._served_by[demand_cell] = table
+        return table
+
+    def site_serves(self, requirement: Requirement, zone: str, carbon: str, security: str) -> bool:
+        """Say whether supply of these terms is at least as good as required in every attribute."""
+        return bool(self.served_by(self.demand_cell(requirement))[self.supply_cell(zone, carbon, security)])
