@@ -1,0 +1,1 @@
+"""A simulated market: inputs from a real trace, played by ordinary clients of the exchange."""
