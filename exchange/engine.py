@@ -508,7 +508,7 @@ class Engine:
         return self._booked(OrderAccepted(order.order_id, reserve), account.account)
 
     def _trade(self, bid: Order, ask: Order, price_ticks: int, lots: int) -> Traded:
-        """Return the trade of `lots` that the orders' quantities already show; its money is not booked yet."""
+        """Return the trade of `lots`, which the quantities already show; its money is not booked yet."""
         self.last_trade_id += 1
         taker = Side.BUY if bid.order_id > ask.order_id else Side.SELL
         notional = bid.notional(price_ticks, lots)

@@ -9,13 +9,15 @@ from schemas.commands import AnyCommand
 from schemas.link import (
     FRAME_MAX_BYTES,
     LENGTH,
-    AdvanceClock,
     AnyFrame,
+    AskClock,
     Busy,
+    Clock,
     Done,
     Frame,
     Hello,
     Released,
+    SetClock,
     Submit,
     Welcome,
     decode_frame,
@@ -66,7 +68,7 @@ class CoreLink:
         self._reader, self._writer = reader, writer
         self._on_record = on_record
         self._numbers = itertools.count(1)
-        self._waiting: dict[int, asyncio.Future[Record | None]] = {}
+        self._waiting: dict[int, asyncio.Future[Record | Clock | None]] = {}
         self._task = asyncio.create_task(self._receive())
 
     @classmethod
@@ -93,22 +95,28 @@ class CoreLink:
             CoreLostError: the connection ended first; the outcome is unknown.
         """
         record = await self._ask(lambda number: Submit(number, command))
-        assert record is not None
+        assert isinstance(record, Record)
         return decoded(record)
 
-    async def advance_clock(self, time_ns: int) -> None:
-        """Move the simulated clock forward and wait until what is due by then is durable.
+    async def set_clock(self, time_ns: int | None = None, speed: int | None = None) -> None:
+        """Move the simulated clock forward, wait until what is due by then is durable, set its speed.
 
         Raises:
-            ValueError: the clock is real.
+            ValueError: the clock is real, or the time is past.
         """
-        await self._ask(lambda number: AdvanceClock(number, time_ns))
+        await self._ask(lambda number: SetClock(number, time_ns, speed))
 
-    async def _ask(self, frame: Callable[[int], Frame]) -> Record | None:
+    async def clock(self) -> Clock:
+        """Return venue time and its speed now."""
+        answer = await self._ask(AskClock)
+        assert isinstance(answer, Clock)
+        return answer
+
+    async def _ask(self, frame: Callable[[int], Frame]) -> Record | Clock | None:
         if self._task.done():
             raise CoreLostError("the core is gone")
         number = next(self._numbers)
-        answer: asyncio.Future[Record | None] = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[Record | Clock | None] = asyncio.get_running_loop().create_future()
         self._waiting[number] = answer
         self._writer.write(encode_frame(frame(number)))
         try:
@@ -129,6 +137,8 @@ class CoreLink:
                             self.durable = records[-1].sequence
                     case Busy(correlation):
                         self._fail(correlation, BusyError("the exchange is busy; nothing was taken"))
+                    case Clock(correlation):
+                        self._resolve(correlation, frame)
                     case Done(correlation, ""):
                         self._resolve(correlation, None)
                     case Done(correlation, message):
@@ -139,7 +149,7 @@ class CoreLink:
                     answer.set_exception(CoreLostError("the connection to the core ended"))
             self._writer.close()
 
-    def _resolve(self, correlation: int, record: Record | None) -> None:
+    def _resolve(self, correlation: int, record: Record | Clock | None) -> None:
         answer = self._waiting.get(correlation)
         if answer is not None and not answer.done():
             answer.set_result(record)

@@ -251,6 +251,8 @@ def read_records(folder: Path, first: int = 1, last: int | None = None) -> Itera
                     if record.sequence >= first:
                         yield record
             offset = batch.end
+            if last is not None and expected > last:
+                return
 
 
 class LogReader:

@@ -29,12 +29,13 @@ class Hello(Frame, frozen=True, tag=0):
 class Welcome(Frame, frozen=True, tag=1):
     """First frame of the core: records above `durable` will be sent; those up to it stand in the log.
 
-    Venue time is `time_ns` now and runs `clock_speed` times as fast as the wall clock (0: real time).
+    Venue time is `time_ns` now and runs `clock_speed` times as fast as the wall clock (0: it stands).
     """
 
     durable: int
     time_ns: int
     clock_speed: int
+    simulated: bool
 
 
 class Submit(Frame, frozen=True, tag=2):
@@ -57,11 +58,26 @@ class Busy(Frame, frozen=True, tag=4):
     correlation: int
 
 
-class AdvanceClock(Frame, frozen=True, tag=5):
-    """Move a simulated clock forward to `time_ns`. Refused on a real clock."""
+class SetClock(Frame, frozen=True, tag=5):
+    """Move a simulated clock forward to `time_ns`, then run it at `speed` (0: stand). None leaves as is."""
 
     correlation: int
-    time_ns: Annotated[int, Meta(ge=0, le=2**63 - 1)]
+    time_ns: Annotated[int, Meta(ge=0, le=2**63 - 1)] | None = None
+    speed: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
+
+
+class AskClock(Frame, frozen=True, tag=7):
+    """Ask for the time; answered by `Clock`."""
+
+    correlation: int
+
+
+class Clock(Frame, frozen=True, tag=8):
+    """Venue time and its speed now."""
+
+    correlation: int
+    time_ns: int
+    clock_speed: int
 
 
 class Done(Frame, frozen=True, tag=6):
@@ -71,7 +87,7 @@ class Done(Frame, frozen=True, tag=6):
     message: str = ""
 
 
-AnyFrame = Hello | Welcome | Submit | Released | Busy | AdvanceClock | Done
+AnyFrame = Hello | Welcome | Submit | Released | Busy | SetClock | Done | AskClock | Clock
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[AnyFrame] = msgspec.msgpack.Decoder(AnyFrame)

@@ -54,3 +54,24 @@ class RejectReason(IntEnum):
     BLOCK_TOO_WIDE = 505
     POSTING_EXCEEDS_FILL = 506
     POSTINGS_EXCEED_RUN = 507
+
+
+@unique
+class DoorError(IntEnum):
+    """What the gateway refuses before a command reaches the engine. Negative numbers are JSON-RPC's own."""
+
+    PARSE_ERROR = -32700
+    INVALID_REQUEST = -32600
+    METHOD_NOT_FOUND = -32601
+    INVALID_PARAMS = -32602
+    INTERNAL_ERROR = -32603
+
+    LOGIN_REQUIRED = 1001
+    SCOPE_MISSING = 1002
+    LOGIN_FAILED = 1003
+    BUSY = 1004
+    OUTCOME_UNKNOWN = 1005
+    TOO_MANY_IN_FLIGHT = 1006
+    NOT_FOUND = 1007
+    SIGNATURE_INVALID = 1008
+    CLOCK_REFUSED = 1009

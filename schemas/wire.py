@@ -39,23 +39,39 @@ class RpcError(Wire, frozen=True):
     data: dict[str, Any] | None = None
 
 
-class Response(Wire, frozen=True):
-    """The answer of a call: a result or an error. `us_in`, `us_out`: microseconds UTC in and out."""
+class Result(Wire, frozen=True, kw_only=True):
+    """The answer of a call that succeeded. `us_in`, `us_out`: microseconds UTC in and out."""
 
-    jsonrpc: str
-    id: int | str | None
+    jsonrpc: Literal["2.0"]
+    id: int | str
+    result: Any
     us_in: int
     us_out: int
-    result: Any = None
-    error: RpcError | None = None
 
 
-class Notification(Wire, frozen=True):
-    """A message of a subscribed channel; its params are `{channel, data}`."""
+class Failure(Wire, frozen=True, kw_only=True):
+    """The answer of a call that failed; no id where none could be read."""
 
-    jsonrpc: str
-    method: str
-    params: dict[str, Any]
+    jsonrpc: Literal["2.0"]
+    id: int | str | None
+    error: RpcError
+    us_in: int
+    us_out: int
+
+
+class Message(Wire, frozen=True):
+    """What a subscribed channel brings."""
+
+    channel: str
+    data: Any
+
+
+class Notification(Wire, frozen=True, kw_only=True):
+    """A message of a subscribed channel; its method is `subscription`."""
+
+    jsonrpc: Literal["2.0"]
+    method: Literal["subscription"]
+    params: Message
 
 
 class SessionChallenge(Wire, frozen=True):
@@ -121,10 +137,15 @@ class OperatorSubmit(Wire, frozen=True):
     command: AnyCommand
 
 
-class ClockAdvance(Wire, frozen=True):
-    """`clock.advance`: move a simulated clock forward, at the admin door only."""
+class ClockSet(Wire, frozen=True):
+    """`clock.set`: move a simulated clock forward, then let it run at a speed; at the admin door only."""
 
-    time: TimeNs
+    time: TimeNs | None = None
+    speed: Annotated[int, Meta(ge=0, le=1_000_000)] | None = None
+
+
+class NoParams(Wire, frozen=True):
+    """Params of methods that take none."""
 
 
 class OrderResult(Wire, frozen=True, kw_only=True):
@@ -135,7 +156,6 @@ class OrderResult(Wire, frozen=True, kw_only=True):
     status: Literal["open", "filled", "canceled"]
     filled_gpus: str
     leaves_gpus: str
-    reserved: str = "0"
     end_reason: str | None = None
     fills: tuple["Fill", ...] = ()
 
@@ -175,7 +195,7 @@ class LoginResult(Wire, frozen=True):
 
 
 class VenueTime(Wire, frozen=True):
-    """Venue time now and how many times faster than the wall clock it runs (0: real time)."""
+    """Venue time now and how many times as fast as the wall clock it runs (1: real time, 0: it stands)."""
 
     time: int
-    clock_speed: int
+    speed: int

@@ -1,0 +1,60 @@
+"""Venue time: the wall clock, or a simulated one that starts where it is told and runs faster, or stands."""
+
+import time
+from typing import Protocol
+
+SECOND_NS = 1_000_000_000
+
+
+class Clock(Protocol):
+    """What the sequencer stamps with. Never runs backwards."""
+
+    speed: int
+    simulated: bool
+
+    def now_ns(self) -> int:
+        """Return venue time, UTC nanoseconds."""
+
+
+class WallClock:
+    """UTC as the machine knows it, held back where the machine's clock steps back."""
+
+    speed = 1
+    simulated = False
+
+    def __init__(self, not_before_ns: int = 0) -> None:
+        self._last = not_before_ns
+
+    def now_ns(self) -> int:
+        """Return venue time, UTC nanoseconds."""
+        self._last = max(self._last, time.time_ns())
+        return self._last
+
+
+class SimulatedClock:
+    """Starts at `start_ns` and stands until it is set to a speed."""
+
+    simulated = True
+
+    def __init__(self, start_ns: int, speed: int = 0) -> None:
+        self.speed = speed
+        self._from_ns = start_ns
+        self._since = time.monotonic_ns()
+
+    def now_ns(self) -> int:
+        """Return venue time, UTC nanoseconds."""
+        return self._from_ns + (time.monotonic_ns() - self._since) * self.speed
+
+    def set(self, time_ns: int | None, speed: int | None) -> None:
+        """Move forward to `time_ns`, then run at `speed`; None leaves as is.
+
+        Raises:
+            ValueError: the time is past.
+        """
+        now = self.now_ns()
+        if time_ns is not None and time_ns < now:
+            raise ValueError(f"time {time_ns}: a simulated clock only moves forward; it shows {now}")
+        self._from_ns = now if time_ns is None else time_ns
+        self._since = time.monotonic_ns()
+        if speed is not None:
+            self.speed = speed

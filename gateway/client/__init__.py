@@ -1,0 +1,232 @@
+"""The Python client: one session over WebSocket, typed answers, orders of unknown outcome resolved."""
+
+import asyncio
+import base64
+import contextlib
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiohttp
+import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from schemas.commands import OperatorCommand
+from schemas.reasons import DoorError, RejectReason
+from schemas.wire import Fill, Funds, LoginResult, OrderEnter, OrderNamed, OrderResult, RpcError, VenueTime
+
+T = TypeVar("T")
+
+_encoder = msgspec.json.Encoder()
+RECONNECT_SECONDS = 0.1
+ATTEMPTS = 100
+
+
+class RefusedError(Exception):
+    """The exchange refused a call; `code` is a RejectReason or a DoorError."""
+
+    def __init__(self, error: RpcError) -> None:
+        super().__init__(error.message)
+        self.code = error.code
+        self.data = error.data or {}
+
+
+class LostError(ConnectionError):
+    """The connection ended before the answer came."""
+
+
+class _Envelope(msgspec.Struct):
+    id: int | str | None = None
+    result: msgspec.Raw = msgspec.Raw(b"null")
+    error: RpcError | None = None
+    params: msgspec.Raw | None = None
+
+
+_envelope_decoder = msgspec.json.Decoder(_Envelope)
+
+
+class Client:
+    """A session. Use as an async context manager, or `connect` and `close`.
+
+    `url` is `ws://host:port/ws`; with `socket` the admin door's Unix socket is used instead.
+    """
+
+    def __init__(
+        self,
+        url: str = "ws://admin/ws",
+        key: Ed25519PrivateKey | None = None,
+        socket: Path | None = None,
+        on_message: Callable[[str, Any], None] | None = None,
+    ) -> None:
+        self._url, self._key, self._unix = url, key, socket
+        self._on_message = on_message
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int | str, asyncio.Future[msgspec.Raw]] = {}
+        self._http: aiohttp.ClientSession | None = None
+        self._ws: aiohttp.ClientWebSocketResponse | None = None
+        self._reading: asyncio.Task[None] | None = None
+        self._connecting = asyncio.Lock()
+        self._closed = False
+
+    async def __aenter__(self) -> "Client":
+        await self.connect()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def connect(self) -> None:
+        """Connect and log in.
+
+        Raises:
+            LostError: the exchange cannot be reached.
+            RefusedError: the login failed.
+        """
+        if self._http is None:
+            connector = aiohttp.UnixConnector(str(self._unix)) if self._unix else None
+            self._http = aiohttp.ClientSession(connector=connector)
+        try:
+            self._ws = await self._http.ws_connect(self._url, compress=0, max_msg_size=0)
+        except (aiohttp.ClientError, OSError) as error:
+            raise LostError(f"{self._unix or self._url}: {error}") from None
+        self._reading = asyncio.create_task(self._read(self._ws))
+        if self._key is not None:
+            await self._login(self._key)
+
+    async def close(self) -> None:
+        """End the session."""
+        self._closed = True
+        if self._ws is not None:
+            await self._ws.close()
+        if self._reading is not None:
+            await asyncio.wait([self._reading], timeout=5)
+        if self._http is not None:
+            await self._http.close()
+
+    async def call(self, method: str, params: Any = None, type: type[T] = Any) -> T:  # type: ignore[assignment]  # noqa: A002
+        """Call a method and return its result.
+
+        Raises:
+            RefusedError: the exchange refused.
+            LostError: the connection ended first; for an order the outcome is unknown.
+        """
+        if self._ws is None or self._ws.closed:
+            raise LostError("not connected")
+        number = next(self._numbers)
+        answer: asyncio.Future[msgspec.Raw] = asyncio.get_running_loop().create_future()
+        self._waiting[number] = answer
+        request = {
+            "jsonrpc": "2.0",
+            "id": number,
+            "method": method,
+            "params": {} if params is None else params,
+        }
+        try:
+            await self._ws.send_frame(_encoder.encode(request), aiohttp.WSMsgType.TEXT)
+            return msgspec.json.decode(await answer, type=type)
+        except (ConnectionError, RuntimeError) as error:
+            raise LostError(str(error)) from None
+        finally:
+            self._waiting.pop(number, None)
+
+    async def enter(self, order: OrderEnter) -> OrderResult:
+        """Enter an order; after a lost connection or a restart, find out what became of it.
+
+        A repeat of the same order is answered as the first was, so nothing is entered twice.
+
+        Raises:
+            RefusedError: the exchange refused it.
+            LostError: the exchange stayed away.
+        """
+        entered_before = False
+        for _ in range(ATTEMPTS):
+            try:
+                return await self.call("order.enter", order, OrderResult)
+            except LostError:
+                entered_before = True
+                await self._again()
+            except RefusedError as refusal:
+                if refusal.code == RejectReason.COMMAND_EXPIRED and entered_before:
+                    return await self.status(order.client_order_id)
+                if refusal.code not in (
+                    DoorError.OUTCOME_UNKNOWN,
+                    DoorError.BUSY,
+                    DoorError.TOO_MANY_IN_FLIGHT,
+                ):
+                    raise
+                entered_before = entered_before or refusal.code == DoorError.OUTCOME_UNKNOWN
+                await asyncio.sleep(RECONNECT_SECONDS)
+        raise LostError("the exchange stayed away")
+
+    async def cancel(self, client_order_id: str) -> OrderResult:
+        """Cancel what is open of an order."""
+        return await self.call("order.cancel", OrderNamed(client_order_id=client_order_id), OrderResult)
+
+    async def status(self, client_order_id: str) -> OrderResult:
+        """Return what became of an order."""
+        return await self.call("order.status", OrderNamed(client_order_id=client_order_id), OrderResult)
+
+    async def fills(self) -> list[Fill]:
+        """Return all fills of the account, oldest first."""
+        found: list[Fill] = []
+        while True:
+            since = found[-1].trade_id if found else 0
+            page = await self.call("account.fills", {"since": since}, list[Fill])
+            found += page
+            if not page:
+                return found
+
+    async def funds(self) -> Funds:
+        """Return where the account's money is."""
+        return await self.call("account.funds", None, Funds)
+
+    async def time(self) -> VenueTime:
+        """Return venue time and its speed."""
+        return await self.call("session.time", None, VenueTime)
+
+    async def operate(self, command: OperatorCommand) -> Any:
+        """Submit a signed operator's command at the admin door."""
+        return await self.call("operator.submit", {"command": command})
+
+    async def _again(self) -> None:
+        async with self._connecting:
+            if self._ws is not None and not self._ws.closed:
+                return
+            for _ in range(ATTEMPTS):
+                with contextlib.suppress(LostError):
+                    await self.connect()
+                    return
+                await asyncio.sleep(RECONNECT_SECONDS)
+        raise LostError(f"{self._url} stayed away")
+
+    async def _login(self, key: Ed25519PrivateKey) -> LoginResult:
+        public = base64.b64encode(key.public_key().public_bytes_raw()).decode()
+        asked = await self.call("session.challenge", {"key": public}, dict[str, str])
+        challenge = base64.b64decode(asked["challenge"])
+        signature = base64.b64encode(key.sign(b"cux-login:" + challenge)).decode()
+        return await self.call("session.login", {"key": public, "signature": signature}, LoginResult)
+
+    async def _read(self, ws: aiohttp.ClientWebSocketResponse) -> None:
+        try:
+            async for message in ws:
+                envelope = _envelope_decoder.decode(message.data)
+                if envelope.params is not None:
+                    self._heard(envelope.params)
+                    continue
+                answer = self._waiting.get(envelope.id or 0)
+                if answer is None or answer.done():
+                    continue
+                if envelope.error is not None:
+                    answer.set_exception(RefusedError(envelope.error))
+                else:
+                    answer.set_result(envelope.result)
+        finally:
+            for answer in self._waiting.values():
+                if not answer.done():
+                    answer.set_exception(LostError("the connection ended before the answer came"))
+
+    def _heard(self, params: msgspec.Raw) -> None:
+        if self._on_message is not None:
+            message = msgspec.json.decode(params)
+            self._on_message(message["channel"], message["data"])

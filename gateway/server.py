@@ -1,0 +1,234 @@
+"""The gateway process: WebSocket and HTTP doors in front, the core's socket behind."""
+
+import argparse
+import asyncio
+import contextlib
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+import uvloop
+from aiohttp import web
+
+from exchange.contract import symbol
+from exchange.folder import DataFolder, FolderError
+from exchange.link import CoreLink
+from exchange.log import LogError, read_records
+from exchange.quantity import gpus_of, price_of
+from gateway.session import Exchange, Session, level_row, notification, private_channel
+from gateway.state import OrderState, State
+from schemas.events import BlockTraded, Traded
+from schemas.records import Record, decoded
+from schemas.wire import Fill
+
+MESSAGE_MAX_BYTES = 64 * 1024
+TICK_SECONDS = 0.01
+BACKLOG_MAX_BYTES = 4 * 1024 * 1024
+"""A session that leaves this much unread is closed with code 4008."""
+
+
+class Gateway:
+    """State, feeds and sessions; reconnects to a core that was restarted."""
+
+    def __init__(self, folder: DataFolder) -> None:
+        self._folder = folder
+        self.state = State()
+        self.exchange = Exchange(self.state)
+        self.state.on_fill = self._on_fill
+        self.state.on_order = self._on_order
+        self._changed: dict[tuple[str, int], dict[Any, int]] = {}
+        self._book_seq: dict[tuple[str, int], int] = {}
+        self._outbox: dict[str, list[bytes]] = {}
+
+    async def follow_core(self) -> None:
+        """Keep the state at the core's last durable record, for ever."""
+        while True:
+            try:
+                link = await CoreLink.connect(self._folder.core_socket, self._on_record)
+            except OSError:
+                await asyncio.sleep(0.05)
+                continue
+            # No await until the link is open for calls: records that come meanwhile wait in the socket.
+            for record in read_records(self._folder.log, self.state.sequence + 1, link.durable):
+                self._on_record(record)
+            self.exchange.link = link
+            await link.wait_closed()
+            self.exchange.link = None
+
+    def _on_record(self, record: Record) -> None:
+        if record.sequence <= self.state.sequence:
+            return
+        known = decoded(record)
+        for contract, levels in self.state.apply(known).items():
+            if f"book.{symbol(*contract)}" in self.exchange.channels:
+                self._changed.setdefault(contract, {}).update(levels)
+        if "trades" in self.exchange.channels:
+            for event in known.events:
+                for trade in _trades(event):
+                    self._outbox.setdefault("trades", []).append(
+                        notification("trades", self._shown(trade, known.time_ns))
+                    )
+
+    def _shown(self, trade: Traded, time_ns: int) -> dict[str, Any]:
+        return {
+            "trade_id": trade.trade_id,
+            "contract": symbol(trade.class_code, trade.delivery_hour),
+            "price": price_of(trade.price_ticks, self.state.tick_micros),
+            "gpus": gpus_of(trade.lots, self.state.lot_eighths[trade.class_code]),
+            "taker": trade.taker,
+            "block": trade.block != 0,
+            "time": time_ns,
+        }
+
+    def _on_fill(self, account: int, fill: Fill) -> None:
+        self._private("fills", account, fill)
+
+    def _on_order(self, account: int, order: OrderState) -> None:
+        if self.exchange.channels.get(private_channel("orders", account)):
+            self._private("orders", account, self.state.order_result(order))
+
+    def _private(self, name: str, account: int, data: Any) -> None:
+        channel = private_channel(name, account)
+        if self.exchange.channels.get(channel):
+            self._outbox.setdefault(channel, []).append(notification(name, data))
+
+    async def publish(self) -> None:
+        """Send what changed, once a tick: encoded once for all who see the same."""
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            changed, self._changed = self._changed, {}
+            outbox, self._outbox = self._outbox, {}
+            for contract, levels in changed.items():
+                name = f"book.{symbol(*contract)}"
+                rows = [level_row(self.state, contract[0], level, lots) for level, lots in levels.items()]
+                before = self._book_seq.get(contract, 0)
+                self._book_seq[contract] = self.state.sequence
+                data = {
+                    "prev_seq": before,
+                    "seq": self.state.sequence,
+                    "time": self.state.time_ns,
+                    "changes": rows,
+                }
+                outbox.setdefault(name, []).append(notification(name, data))
+            for channel, messages in outbox.items():
+                for session in list(self.exchange.channels.get(channel, ())):
+                    for message in messages:
+                        session.forward(message)
+
+    # -- doors -----------------------------------------------------------------------------------------
+
+    async def socket(self, request: web.Request, admin: bool) -> web.WebSocketResponse:
+        """Serve one WebSocket connection."""
+        origin = request.headers.get("Origin")
+        if origin is not None and origin.split("://")[-1] != request.host:
+            raise web.HTTPForbidden(text=f"origin {origin} is not allowed")
+        ws = web.WebSocketResponse(max_msg_size=MESSAGE_MAX_BYTES, compress=False, heartbeat=30)
+        await ws.prepare(request)
+        tasks: set[asyncio.Task[None]] = set()
+        outbox: asyncio.Queue[bytes | None] = asyncio.Queue()
+
+        def send(message: bytes) -> None:
+            transport = request.transport
+            backlog = transport.get_write_buffer_size() if transport is not None else 0
+            if backlog > BACKLOG_MAX_BYTES or outbox.qsize() > 10_000:
+                outbox.put_nowait(None)
+            else:
+                outbox.put_nowait(message)
+
+        session = Session(self.exchange, send, admin)
+        writer = asyncio.create_task(_write(ws, outbox))
+        try:
+            async for message in ws:
+                if message.type not in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
+                    break
+                task = asyncio.create_task(session.receive(message.data))
+                tasks.add(task)
+                task.add_done_callback(tasks.discard)
+        finally:
+            session.close()
+            writer.cancel()
+        return ws
+
+    async def health(self, _request: web.Request) -> web.Response:
+        """Say that the process lives, and whether orders can be taken."""
+        ready = self.exchange.link is not None
+        body = msgspec.json.encode(
+            {"ready": ready, "sequence": self.state.sequence, "time": self.state.time_ns}
+        )
+        return web.Response(body=body, content_type="application/json", status=200 if ready else 503)
+
+    def app(self, admin: bool) -> web.Application:
+        """Return the application of one door."""
+        app = web.Application()
+
+        async def socket(request: web.Request) -> web.WebSocketResponse:
+            return await self.socket(request, admin)
+
+        app.router.add_get("/ws", socket)
+        app.router.add_get("/health", self.health)
+        return app
+
+
+async def _write(ws: web.WebSocketResponse, outbox: "asyncio.Queue[bytes | None]") -> None:
+    """Send what is queued; None means the session does not read fast enough."""
+    with contextlib.suppress(ConnectionError):
+        while (message := await outbox.get()) is not None:
+            await ws.send_frame(message, aiohttp.WSMsgType.TEXT)
+        await ws.close(code=4008, message=b"too slow a reader")
+
+
+def _trades(event: Any) -> tuple[Traded, ...]:
+    match event:
+        case Traded():
+            return (event,)
+        case BlockTraded():
+            return event.legs
+        case _:
+            return ()
+
+
+async def _run(folder: DataFolder, host: str, port: int) -> None:
+    gateway = Gateway(folder)
+    following = asyncio.create_task(gateway.follow_core())
+    publishing = asyncio.create_task(gateway.publish())
+    runners = [web.AppRunner(gateway.app(admin), access_log=None) for admin in (False, True)]
+    for runner in runners:
+        await runner.setup()
+    folder.admin_socket.unlink(missing_ok=True)
+    await web.TCPSite(runners[0], host, port).start()
+    await web.UnixSite(runners[1], str(folder.admin_socket)).start()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    stopping = asyncio.create_task(stop.wait())
+    done, _ = await asyncio.wait({following, publishing, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    for runner in runners:
+        await runner.cleanup()
+    for task in done - {stopping}:
+        task.result()
+
+
+def main() -> int:
+    """Run the gateway of the exchange in a data folder until told to stop."""
+    parser = argparse.ArgumentParser(prog="cux-gateway", description=main.__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8470)
+    arguments = parser.parse_args()
+    try:
+        uvloop.run(_run(DataFolder(arguments.folder), arguments.host, arguments.port))
+    except (FolderError, LogError) as error:
+        print(f"gateway: {error}", file=sys.stderr)  # noqa: T201 - the last word of a process
+        return 1
+    except OSError as error:
+        address = f"{arguments.host}:{arguments.port}"
+        print(f"gateway: cannot listen on {address}: {error}", file=sys.stderr)  # noqa: T201
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,541 @@
+"""A session: one connection, one caller, JSON-RPC in and out. Answers come from durable records only."""
+
+import base64
+import binascii
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, NamedTuple
+
+import msgspec
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from exchange.contract import HOUR_NS, parse_symbol, symbol
+from exchange.depth import Level, Supply
+from exchange.link import BusyError, CoreLink, CoreLostError
+from exchange.quantity import gpus_of, lots_of, money_of, price_of, ticks_of
+from gateway.state import State
+from schemas import PROTOCOL_VERSION, RULES_VERSION
+from schemas.authority import signature_holds
+from schemas.commands import AnyCommand, CancelOrder, EnterOrder, OperatorCommand, Scope, Side
+from schemas.events import OrderEnded, Rejected
+from schemas.reasons import DoorError, RejectReason
+from schemas.records import Decoded
+from schemas.wire import (
+    Channels,
+    ClockSet,
+    ContractNamed,
+    Failure,
+    FillsSince,
+    LoginResult,
+    Message,
+    NoParams,
+    Notification,
+    OperatorSubmit,
+    OrderEnter,
+    OrderNamed,
+    OrderResult,
+    Request,
+    Result,
+    RpcError,
+    SessionChallenge,
+    SessionLogin,
+    VenueTime,
+)
+
+LOGIN_PREFIX = b"cux-login:"
+CHALLENGE_BYTES = 32
+IN_FLIGHT_MAX = 500
+_WIRE_FIELDS = {
+    "price_ticks": "price",
+    "lots": "gpus",
+    "class_code": "class",
+    "delivery_hour": "delivery_start",
+    "valid_until_ns": "valid_until",
+    "expire_ns": "expire_time",
+}
+
+_request_decoder = msgspec.json.Decoder(Request)
+_encoder = msgspec.json.Encoder()
+
+
+class CallError(Exception):
+    """A call that is refused, as the caller will read it."""
+
+    def __init__(self, code: int, message: str, **data: Any) -> None:
+        super().__init__(message)
+        self.error = RpcError(code, message, data or None)
+
+
+class Method(NamedTuple):
+    """What a method takes, who may call it, and what does it."""
+
+    params: type[msgspec.Struct]
+    scope: Scope | None
+    admin: bool
+    handler: Callable[["Session", Any], Awaitable[Any]]
+
+
+METHODS: dict[str, Method] = {}
+
+
+def method(
+    name: str, params: type[msgspec.Struct], scope: Scope | None = None, admin: bool = False
+) -> Callable[[Callable[["Session", Any], Awaitable[Any]]], Callable[["Session", Any], Awaitable[Any]]]:
+    """Enter a handler in the table of methods."""
+
+    def enter(
+        handler: Callable[["Session", Any], Awaitable[Any]],
+    ) -> Callable[["Session", Any], Awaitable[Any]]:
+        METHODS[name] = Method(params, scope, admin, handler)
+        return handler
+
+    return enter
+
+
+class Exchange:
+    """What all sessions share: the state, the way to the core, and who listens to what."""
+
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.link: CoreLink | None = None
+        self.channels: dict[str, set[Session]] = {}
+
+    async def submit(self, command: AnyCommand) -> Decoded:
+        """Return the durable record of the command.
+
+        Raises:
+            CallError: busy, or the core is gone and the outcome unknown.
+        """
+        if self.link is None:
+            raise CallError(DoorError.BUSY, "the exchange is not ready; nothing was taken, try again")
+        try:
+            return await self.link.submit(command)
+        except BusyError:
+            raise CallError(DoorError.BUSY, "the exchange is busy; nothing was taken, try again") from None
+        except CoreLostError:
+            raise CallError(
+                DoorError.OUTCOME_UNKNOWN,
+                "the exchange restarted; ask for the order's status, or repeat the order",
+            ) from None
+
+
+class Session:
+    """One connection. `send` takes the encoded message and never waits."""
+
+    def __init__(self, exchange: Exchange, send: Callable[[bytes], None], admin: bool) -> None:
+        self.exchange = exchange
+        self.admin = admin
+        self.account = 0
+        self.scopes: tuple[Scope, ...] = ()
+        self.channels: set[str] = set()
+        self.in_flight = 0
+        self._send = send
+        self._challenge: tuple[bytes, bytes] | None = None
+
+    async def receive(self, text: str | bytes) -> None:
+        """Serve one message; whatever it is, it gets one answer."""
+        us_in = time.time_ns() // 1000
+        identity: int | str | None = None
+        self.in_flight += 1
+        try:
+            request = _request_decoder.decode(text)
+            identity = request.id
+            result = await self._call(request)
+        except CallError as refusal:
+            self._fail(identity, refusal.error, us_in)
+        except msgspec.ValidationError as error:
+            self._fail(identity, RpcError(DoorError.INVALID_REQUEST, str(error)), us_in)
+        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+            self._fail(identity, RpcError(DoorError.PARSE_ERROR, f"no JSON: {error}"), us_in)
+        else:
+            answer = Result(
+                jsonrpc="2.0", id=request.id, result=result, us_in=us_in, us_out=time.time_ns() // 1000
+            )
+            self._send(_encoder.encode(answer))
+        finally:
+            self.in_flight -= 1
+
+    def _fail(self, identity: int | str | None, error: RpcError, us_in: int) -> None:
+        answer = Failure(jsonrpc="2.0", id=identity, error=error, us_in=us_in, us_out=time.time_ns() // 1000)
+        self._send(_encoder.encode(answer))
+
+    async def _call(self, request: Request) -> Any:
+        found = METHODS.get(request.method)
+        if found is None or (found.admin and not self.admin):
+            raise CallError(DoorError.METHOD_NOT_FOUND, f"no method {request.method!r}")
+        if found.scope is not None and found.scope not in self.scopes:
+            if not self.scopes:
+                raise CallError(DoorError.LOGIN_REQUIRED, f"{request.method} needs a login")
+            raise CallError(DoorError.SCOPE_MISSING, f"{request.method} needs the scope {found.scope}")
+        if self.in_flight > IN_FLIGHT_MAX:
+            raise CallError(
+                DoorError.TOO_MANY_IN_FLIGHT, f"at most {IN_FLIGHT_MAX} calls may wait for an answer"
+            )
+        try:
+            params = msgspec.json.decode(request.params, type=found.params)
+        except msgspec.ValidationError as error:
+            raise CallError(DoorError.INVALID_PARAMS, str(error)) from None
+        return await found.handler(self, params)
+
+    def close(self) -> None:
+        """Leave all channels."""
+        for channel in self.channels:
+            self.exchange.channels[channel].discard(self)
+
+    def forward(self, encoded: bytes) -> None:
+        """Send a message that was encoded for all who listen."""
+        self._send(encoded)
+
+
+def notification(channel: str, data: Any) -> bytes:
+    """Return the encoded message of a channel."""
+    return _encoder.encode(Notification(jsonrpc="2.0", method="subscription", params=Message(channel, data)))
+
+
+def _base64(text: str, field: str, length: int) -> bytes:
+    try:
+        data = base64.b64decode(text, validate=True)
+    except binascii.Error:
+        data = b""
+    if len(data) != length:
+        raise CallError(
+            DoorError.INVALID_PARAMS, f"{field}: {length} bytes in base64 are wanted", field=field
+        )
+    return data
+
+
+# -- session -------------------------------------------------------------------------------------------
+
+
+@method("session.challenge", SessionChallenge)
+async def _session_challenge(session: Session, params: SessionChallenge) -> dict[str, str]:
+    key = _base64(params.key, "key", 32)
+    # An unknown key gets a challenge as well: who has access is not to be learned here.
+    challenge = secrets.token_bytes(CHALLENGE_BYTES)
+    session._challenge = (key, challenge)
+    return {"challenge": base64.b64encode(challenge).decode()}
+
+
+@method("session.login", SessionLogin)
+async def _session_login(session: Session, params: SessionLogin) -> LoginResult:
+    key = _base64(params.key, "key", 32)
+    signature = _base64(params.signature, "signature", 64)
+    asked, challenge = session._challenge or (b"", b"")
+    session._challenge = None
+    try:
+        Ed25519PublicKey.from_public_bytes(key).verify(signature, LOGIN_PREFIX + challenge)
+        holds = asked == key
+    except InvalidSignature:
+        holds = False
+    known = session.exchange.state.keys.get(key)
+    if not holds or known is None:
+        raise CallError(
+            DoorError.LOGIN_FAILED, "the key is not registered or did not sign this session's challenge"
+        )
+    session.account, session.scopes = known
+    return LoginResult(session.account, session.scopes)
+
+
+@method("session.time", NoParams)
+async def _session_time(session: Session, _params: NoParams) -> VenueTime:
+    link = session.exchange.link
+    if link is None:
+        raise CallError(DoorError.BUSY, "the exchange is not ready; try again")
+    try:
+        clock = await link.clock()
+    except CoreLostError:
+        raise CallError(DoorError.BUSY, "the exchange is restarting; try again") from None
+    return VenueTime(clock.time_ns, clock.clock_speed)
+
+
+# -- orders --------------------------------------------------------------------------------------------
+
+
+def _rejection(event: Rejected, params: msgspec.Struct) -> CallError:
+    field = _WIRE_FIELDS.get(event.field, event.field)
+    value = msgspec.to_builtins(params)
+    for part in field.split("."):
+        value = value.get(part) if isinstance(value, dict) else None
+    reason = event.reason.name.lower()
+    return CallError(
+        event.reason, f"{reason}: {field} {value} (allowed: {event.allowed})", field=field, value=value,
+        allowed=event.allowed,
+    )  # fmt: skip
+
+
+def _command(session: Session, params: OrderEnter) -> EnterOrder:
+    state = session.exchange.state
+    lot_eighths = state.lot_eighths.get(params.class_code)
+    if lot_eighths is None:
+        raise CallError(
+            RejectReason.UNKNOWN_CLASS, f"class {params.class_code!r} is not of this venue", field="class",
+            value=params.class_code, allowed="reference.classes",
+        )  # fmt: skip
+    if params.delivery_start % HOUR_NS:
+        raise CallError(
+            DoorError.INVALID_PARAMS, f"delivery_start {params.delivery_start} is no full hour",
+            field="delivery_start", value=params.delivery_start, allowed=f"a multiple of {HOUR_NS}",
+        )  # fmt: skip
+    try:
+        lots = lots_of(params.gpus, lot_eighths)
+        price_ticks = ticks_of(params.price, state.tick_micros)
+    except ValueError as error:
+        raise CallError(DoorError.INVALID_PARAMS, str(error)) from None
+    if max(lots, price_ticks) >= 2**62:
+        raise CallError(DoorError.INVALID_PARAMS, "gpus or price is out of all bounds")
+    return EnterOrder(
+        account=session.account,
+        client_order_id=params.client_order_id,
+        valid_until_ns=params.valid_until,
+        side=params.side,
+        class_code=params.class_code,
+        delivery_hour=params.delivery_start // HOUR_NS,
+        hours=params.hours,
+        lots=lots,
+        price_ticks=price_ticks,
+        time_in_force=params.time_in_force,
+        expire_ns=params.expire_time,
+        requirement=params.requirement,
+        site=params.site,
+        carbon=params.carbon,
+    )
+
+
+@method("order.enter", OrderEnter, Scope.TRADE)
+async def _order_enter(session: Session, params: OrderEnter) -> OrderResult:
+    record = await session.exchange.submit(_command(session, params))
+    answer = record.events[0]
+    if isinstance(answer, Rejected):
+        raise _rejection(answer, params)
+    state = session.exchange.state
+    return state.order_result(state.account(session.account).by_client_id[params.client_order_id])
+
+
+@method("order.cancel", OrderNamed, Scope.TRADE)
+async def _order_cancel(session: Session, params: OrderNamed) -> OrderResult:
+    command = CancelOrder(session.account, params.order_id, params.client_order_id)
+    record = await session.exchange.submit(command)
+    answer = record.events[0]
+    if isinstance(answer, Rejected):
+        raise _rejection(answer, params)
+    assert isinstance(answer, OrderEnded)
+    state = session.exchange.state
+    return state.order_result(state.account(session.account).orders[answer.order_id])
+
+
+@method("order.status", OrderNamed, Scope.READ)
+async def _order_status(session: Session, params: OrderNamed) -> OrderResult:
+    state = session.exchange.state
+    account = state.account(session.account)
+    if params.order_id:
+        order = account.orders.get(params.order_id)
+    else:
+        order = account.by_client_id.get(params.client_order_id or "")
+    if order is None:
+        raise CallError(DoorError.NOT_FOUND, "the account entered no such order")
+    return state.order_result(order)
+
+
+@method("order.open", NoParams, Scope.READ)
+async def _order_open(session: Session, _params: NoParams) -> list[OrderResult]:
+    state = session.exchange.state
+    orders = state.account(session.account).orders.values()
+    return [state.order_result(order) for order in orders if order.leaves_lots]
+
+
+# -- account -------------------------------------------------------------------------------------------
+
+
+@method("account.funds", NoParams, Scope.READ)
+async def _account_funds(session: Session, _params: NoParams) -> Any:
+    return session.exchange.state.funds(session.account)
+
+
+@method("account.fills", FillsSince, Scope.READ)
+async def _account_fills(session: Session, params: FillsSince) -> Any:
+    fills = session.exchange.state.account(session.account).fills
+    return [fill for fill in fills if fill.trade_id > params.since][: params.limit]
+
+
+@method("account.sites", NoParams, Scope.READ)
+async def _account_sites(session: Session, _params: NoParams) -> Any:
+    state = session.exchange.state
+    return [
+        {
+            "site": site.site,
+            "zone": site.zone,
+            "class": site.class_code,
+            "gpus": gpus_of(site.capacity_lots, state.lot_eighths[site.class_code]),
+            "carbon": site.carbon,
+            "security": site.security,
+            "from": site.from_hour * HOUR_NS,
+            "until": site.until_hour * HOUR_NS,
+        }
+        for site in state.sites.values()
+        if site.account == session.account
+    ]
+
+
+# -- reference and market data -------------------------------------------------------------------------
+
+
+@method("reference.venue", NoParams)
+async def _reference_venue(session: Session, _params: NoParams) -> Any:
+    era = session.exchange.state.era
+    assert era is not None
+    return {
+        "protocol": PROTOCOL_VERSION,
+        "rules": RULES_VERSION,
+        "origin": era.origin,
+        "venue_key": base64.b64encode(era.venue_key).decode(),
+        "clock_speed": era.clock_speed,
+        "venue": era.venue,
+    }
+
+
+@method("reference.contracts", NoParams)
+async def _reference_contracts(session: Session, _params: NoParams) -> Any:
+    """Contracts in which orders are open; any other hour of the horizon can be traded as well."""
+    return sorted(symbol(*contract) for contract in session.exchange.state.depth.levels)
+
+
+def level_row(state: State, class_code: str, level: Level, lots: int) -> dict[str, Any]:
+    """Return a level as the feeds show it."""
+    if isinstance(level.cell, Supply):
+        cell: Any = level.cell._asdict()
+    else:
+        cell = level.cell
+    return {
+        "side": level.side,
+        "cell": cell,
+        "price": price_of(level.price_ticks, state.tick_micros),
+        "gpus": gpus_of(lots, state.lot_eighths[class_code]),
+    }
+
+
+def book_of(state: State, contract: tuple[str, int]) -> dict[str, Any]:
+    """Return all levels of a contract, bids and asks best first."""
+    levels = state.depth.levels.get(contract, {})
+    rows = sorted(
+        levels.items(), key=lambda row: -row[0].price_ticks if row[0].side is Side.BUY else row[0].price_ticks
+    )
+    return {
+        "contract": symbol(*contract),
+        "seq": state.sequence,
+        "time": state.time_ns,
+        "bids": [
+            level_row(state, contract[0], level, lots) for level, lots in rows if level.side is Side.BUY
+        ],
+        "asks": [
+            level_row(state, contract[0], level, lots) for level, lots in rows if level.side is Side.SELL
+        ],
+    }
+
+
+def _contract(text: str, state: State) -> tuple[str, int]:
+    try:
+        class_code, hour = parse_symbol(text)
+    except ValueError as error:
+        raise CallError(DoorError.INVALID_PARAMS, str(error)) from None
+    if class_code not in state.lot_eighths:
+        raise CallError(
+            DoorError.INVALID_PARAMS, f"contract {text!r}: class {class_code!r} is not of this venue"
+        )
+    return class_code, hour
+
+
+@method("market.snapshot", ContractNamed)
+async def _market_snapshot(session: Session, params: ContractNamed) -> Any:
+    state = session.exchange.state
+    return book_of(state, _contract(params.contract, state))
+
+
+@method("market.subscribe", Channels)
+async def _market_subscribe(session: Session, params: Channels) -> Any:
+    """Enter the channels; a book's answer is its snapshot, and each delta names the number before it."""
+    exchange = session.exchange
+    snapshots = {}
+    for name in params.channels:
+        kind, _, rest = name.partition(".")
+        channel = name
+        if kind == "book":
+            contract = _contract(rest, exchange.state)
+            snapshots[name] = book_of(exchange.state, contract)
+        elif name in {"orders", "fills"}:
+            if Scope.READ not in session.scopes:
+                raise CallError(DoorError.LOGIN_REQUIRED, f"{name} needs a login with the scope read")
+            channel = private_channel(name, session.account)
+        elif name != "trades":
+            raise CallError(
+                DoorError.INVALID_PARAMS,
+                f"channel {name!r}: book.CONTRACT, trades, orders or fills is wanted",
+            )
+        exchange.channels.setdefault(channel, set()).add(session)
+        session.channels.add(channel)
+    return {"snapshots": snapshots}
+
+
+def private_channel(name: str, account: int) -> str:
+    """Return the key under which an account's own channel is kept."""
+    return f"{name}@{account}"
+
+
+@method("market.unsubscribe", Channels)
+async def _market_unsubscribe(session: Session, params: Channels) -> Any:
+    for name in params.channels:
+        channel = private_channel(name, session.account) if name in {"orders", "fills"} else name
+        session.exchange.channels.get(channel, set()).discard(session)
+        session.channels.discard(channel)
+    return {}
+
+
+# -- operators, at the admin door ------------------------------------------------------------------------
+
+
+@method("operator.submit", OperatorSubmit, admin=True)
+async def _operator_submit(session: Session, params: OperatorSubmit) -> Any:
+    command = params.command
+    era = session.exchange.state.era
+    assert era is not None
+    if not isinstance(command, OperatorCommand):
+        raise CallError(DoorError.INVALID_PARAMS, "only an operator's command is taken here")
+    if (
+        command.authority is None
+        or command.authority.key not in era.operator_keys
+        or not signature_holds(command)
+    ):
+        raise CallError(DoorError.SIGNATURE_INVALID, "the command is not signed by an operator of this venue")
+    record = await session.exchange.submit(command)
+    answer = record.events[0]
+    if isinstance(answer, Rejected):
+        raise _rejection(answer, command)
+    return {"sequence": record.sequence, "event": answer}
+
+
+@method("clock.set", ClockSet, admin=True)
+async def _clock_set(session: Session, params: ClockSet) -> Any:
+    link = session.exchange.link
+    if link is None:
+        raise CallError(DoorError.BUSY, "the exchange is not ready; try again")
+    try:
+        await link.set_clock(params.time, params.speed)
+    except (ValueError, CoreLostError) as error:
+        raise CallError(DoorError.CLOCK_REFUSED, str(error)) from None
+    return {}
+
+
+@method("venue.status", NoParams, admin=True)
+async def _venue_status(session: Session, _params: NoParams) -> Any:
+    state = session.exchange.state
+    return {
+        "sequence": state.sequence,
+        "time": state.time_ns,
+        "events": dict(sorted(state.counts.items())),
+        "contracts": len(state.depth.levels),
+        "open_orders": len(state.depth.orders),
+        "accounts": len(state.keys),
+        "sites": len(state.sites),
+        "fees": money_of(state.account(0).purses[6]),
+    }

@@ -1,0 +1,235 @@
+"""The core process: durable before told, recovered after a kill, one writer a folder."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from exchange.engine import Engine
+from exchange.folder import DataFolder, Settings
+from exchange.link import CoreLink, CoreLostError
+from exchange.log import FileLog, LogError, read_records
+from schemas.commands import OpenEra, Tick
+from schemas.events import ContractClosed, OrderAccepted, OrderEnded, OrderRepeated, Rejected
+from schemas.reasons import RejectReason
+from schemas.records import decoded
+from tests.market import FIRST_HOUR, OPERATOR_KEY, START_NS, ask, bid, opening
+from tests.small_venue import SMALL_VENUE
+
+
+def make_folder(path: Path, **changes: object) -> DataFolder:
+    folder = DataFolder(path / "exchange")
+    fields: dict[str, object] = {
+        "format": 1,
+        "origin": "test.example/small",
+        "venue": SMALL_VENUE,
+        "venue_key": bytes(32),
+        "operator_keys": (OPERATOR_KEY,),
+        "clock_speed": 1,
+        "start_ns": START_NS,
+    }
+    folder.create(Settings(**{**fields, **changes}))  # type: ignore[arg-type]
+    return folder
+
+
+class CoreProcess:
+    """A real core in its own process."""
+
+    def __init__(self, folder: DataFolder) -> None:
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "exchange.core", str(folder.path)], stderr=subprocess.PIPE, text=True
+        )
+
+    async def link(self) -> CoreLink:
+        for _ in range(200):
+            try:
+                return await CoreLink.connect(self.folder.core_socket)
+            except OSError:
+                assert self.process.poll() is None, self.process.communicate()[1]
+                await asyncio.sleep(0.05)
+        raise AssertionError("the core did not start")
+
+    def kill(self, number: int = signal.SIGKILL) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(10)
+
+
+async def _open_market(link: CoreLink) -> None:
+    for command in opening()[1:]:
+        answer = await link.submit(command)
+        assert not isinstance(answer.events[0], Rejected), answer
+
+
+async def test_what_was_acknowledged_survives_a_kill_and_is_known_when_repeated(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    core = CoreProcess(folder)
+    link = await core.link()
+    await _open_market(link)
+    orders = [bid(n, 1, 100 + n) for n in range(30)]
+    answers = await asyncio.gather(*(link.submit(order) for order in orders))
+    assert all(isinstance(answer.events[0], OrderAccepted) for answer in answers)
+    core.kill()
+    with pytest.raises(CoreLostError):
+        await link.submit(Tick())
+    again = CoreProcess(folder)
+    link = await again.link()
+    repeated = [await link.submit(order) for order in orders]
+    assert [r.events[0] for r in repeated] == [
+        OrderRepeated(a.events[0].order_id, a.events[0].reserved_micros, 0, 1) for a in answers
+    ]
+    await link.close()
+    assert again.kill(signal.SIGTERM) == 0
+
+
+async def test_the_log_replayed_gives_the_same_events_and_state(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    core = CoreProcess(folder)
+    link = await core.link()
+    await _open_market(link)
+    await link.submit(ask(1, 1, 3, 100))
+    await link.submit(bid(2, 2, 101))
+    await link.set_clock((FIRST_HOUR + 1) * 3600 * 10**9)
+    await link.close()
+    assert core.kill(signal.SIGTERM) == 0
+    hashes = []
+    for _ in range(2):
+        engine = Engine()
+        for record in read_records(folder.log):
+            known = decoded(record)
+            assert tuple(engine.apply(known.time_ns, known.command)) == known.events
+            engine.check()
+        hashes.append(engine.state_hash())
+    assert hashes[0] == hashes[1]
+    events = [event for record in read_records(folder.log) for event in decoded(record).events]
+    assert ContractClosed("H100-SXM", FIRST_HOUR) in events
+    assert any(isinstance(event, OrderEnded) for event in events)
+
+
+async def test_due_work_happens_without_a_command(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    core = CoreProcess(folder)
+    link = await core.link()
+    await _open_market(link)
+    await link.submit(ask(1, 1, 3, 100))
+    gate = FIRST_HOUR * 3600 * 10**9 - 900 * 10**9
+    await link.set_clock(gate - 10**9, 4)
+    seen = []
+    deadline = time.monotonic() + 5
+    while not seen and time.monotonic() < deadline:
+        await asyncio.sleep(0.05)
+        records = map(decoded, read_records(folder.log))
+        seen = [r for r in records if any(isinstance(e, ContractClosed) for e in r.events)]
+    assert isinstance(seen[0].command, Tick)
+    assert gate <= seen[0].time_ns < gate + 4 * 10**9
+    await link.close()
+    core.kill()
+
+
+async def test_only_the_core_opens_eras_and_ticks(tmp_path: Path) -> None:
+    core = CoreProcess(make_folder(tmp_path))
+    link = await core.link()
+    for command in (Tick(), opening()[0]):
+        with pytest.raises(ValueError, match="core alone"):
+            await link.submit(command)
+    await link.close()
+    core.kill()
+
+
+async def test_an_operators_command_needs_a_key_of_the_era(tmp_path: Path) -> None:
+    core = CoreProcess(make_folder(tmp_path, operator_keys=(bytes(32),)))
+    link = await core.link()
+    answer = await link.submit(opening()[1])
+    assert isinstance(answer.events[0], Rejected)
+    assert answer.events[0].reason is RejectReason.UNKNOWN_OPERATOR
+    await link.close()
+    core.kill()
+
+
+async def test_a_real_clock_cannot_be_set(tmp_path: Path) -> None:
+    core = CoreProcess(make_folder(tmp_path, clock_speed=0))
+    link = await core.link()
+    with pytest.raises(ValueError, match="real"):
+        await link.set_clock(2**62)
+    await link.close()
+    core.kill()
+
+
+async def test_a_second_core_on_the_folder_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    core = CoreProcess(folder)
+    await (await core.link()).close()
+    second = CoreProcess(folder)
+    _, error = second.process.communicate(timeout=10)
+    assert second.process.returncode == 1
+    assert "is held by another running exchange" in error
+    assert "Traceback" not in error
+    assert core.process.poll() is None
+    core.kill()
+
+
+async def test_a_folder_of_another_version_is_refused_in_one_sentence(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    settings = msgspec.json.decode(folder.settings_file.read_bytes())
+    folder.settings_file.write_bytes(msgspec.json.encode({**settings, "format": 99}))
+    _, error = CoreProcess(folder).process.communicate(timeout=10)
+    assert "data format 99; this version of cux reads 1" in error
+    assert "Traceback" not in error
+
+
+async def test_a_full_disk_stops_the_core_and_what_was_acknowledged_is_safe(tmp_path: Path) -> None:
+    if os.getuid() != 0:
+        pytest.skip("mounting a small disk needs root")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], check=True)
+    try:
+        folder = make_folder(disk)
+        core = CoreProcess(folder)
+        link = await core.link()
+        await _open_market(link)
+        acknowledged = []
+        try:
+            for n in range(10_000):
+                acknowledged.append((await link.submit(bid(n, 1, 1))).sequence)
+        except CoreLostError:
+            pass
+        assert core.process.wait(10) == 1
+        assert "No space left" in core.process.communicate()[1]
+        assert [r.sequence for r in read_records(folder.log)][: acknowledged[-1]] == list(
+            range(1, acknowledged[-1] + 1)
+        )
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+async def test_the_era_names_the_engine_and_the_clock(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path, clock_speed=7)
+    core = CoreProcess(folder)
+    await (await core.link()).close()
+    core.kill()
+    era = decoded(next(read_records(folder.log))).command
+    assert isinstance(era, OpenEra)
+    assert era.clock_speed == 7
+    assert era.venue == SMALL_VENUE
+
+
+def test_damage_before_the_tail_is_refused_with_its_place(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    core = subprocess.Popen([sys.executable, "-m", "exchange.core", str(folder.path)])
+    while not folder.core_socket.exists():
+        time.sleep(0.02)
+    core.terminate()
+    core.wait(10)
+    segment = next(folder.log.glob("*.log"))
+    data = bytearray(segment.read_bytes())
+    data[100] ^= 1
+    segment.write_bytes(data)
+    with pytest.raises(LogError, match="damaged at byte 0"):
+        FileLog(folder.log)
