@@ -24,7 +24,7 @@ _numbers = itertools.count(1)
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
-    """The session's server, from the wheel. Whoever kills it starts it again."""
+    """The session's server, from the wheel. A test that kills starts a server of its own."""
     # Not pytest's own temporary folder: as root that is closed to the server's user.
     folder = Path(tempfile.mkdtemp(prefix="cux-test-"))
     with pytest.MonkeyPatch.context() as patch:
