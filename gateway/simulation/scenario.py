@@ -14,7 +14,15 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from msgspec import Meta, Struct
 
-from schemas.commands import CertifySite, Deposit, OperatorCommand, RegisterAccount, RegisterKey, Scope
+from schemas.commands import (
+    Authority,
+    CertifySite,
+    Deposit,
+    OperatorCommand,
+    RegisterAccount,
+    RegisterKey,
+    Scope,
+)
 
 KeySeed = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 CarbonByHour = Mapping[tuple[str, int], int]
@@ -57,9 +65,9 @@ class Site(Part, frozen=True):
     from_hour: int
     until_hour: int
 
-    def certify(self) -> CertifySite:
-        """Return the unsigned command that certifies it."""
-        return CertifySite(**msgspec.structs.asdict(self))
+    def certify(self, authority: Authority | None = None) -> CertifySite:
+        """Return the command that certifies it."""
+        return CertifySite(**msgspec.structs.asdict(self), authority=authority)
 
 
 class Sources(Part, frozen=True):

@@ -1,0 +1,123 @@
+"""Rehearses a day in the engine, offline, to find how much supply leaves the wanted share unfilled."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from exchange.engine import EMPTY_STATE, ENGINE_DIGEST, Engine
+from gateway.simulation.market import Market, Planned
+from gateway.simulation.scenario import Participant, Site
+from schemas import RULES_VERSION
+from schemas.codec import CODEC_DIGEST
+from schemas.commands import Authority, Deposit, EnterOrder, OpenEra, RegisterAccount, Side
+from schemas.events import AnyEvent, BlockTraded, Traded
+
+GOAL_PERMILLE = 300
+NEAR_PERMILLE = 25
+"""The search ends when the unfilled share is so near to the goal."""
+
+ROUNDS_MAX = 6
+LEAST_SUPPLY_PERMILLE = 700
+"""With so much supply over demand, the goal's share at least stays unfilled whatever the prices are."""
+FIRST_SUPPLY_PERMILLE = 1400
+"""Where the search starts: near to what the openb trace and the small one need."""
+SLOPE = 4
+"""Where a permille of the demand more is unfilled, so many permille more of supply fill it."""
+
+_OPERATOR = Authority(bytes(32), 0, "rehearsal")
+
+
+class Tried(NamedTuple):
+    """A supply that was tried and the share of the demand that it left unfilled."""
+
+    supply_permille: int
+    unfilled_permille: int
+
+
+def unfilled_permille(
+    market: Market, participants: Iterable[Participant], sites: Iterable[Site], acts: Sequence[Planned]
+) -> int:
+    """Return the share of the bids' GPU-hours, as entered, that the engine leaves unfilled."""
+    engine = Engine()
+    start_ns = market.window.start_ns
+    engine.apply(start_ns, _era(market))
+    for one in participants:
+        engine.apply(start_ns, RegisterAccount(one.account, one.trade_group, authority=_OPERATOR))
+        engine.apply(start_ns, Deposit(one.account, one.funds_micros, authority=_OPERATOR))
+    for site in sites:
+        engine.apply(start_ns, site.certify(_OPERATOR))
+    demanded = filled = 0
+    for act in acts:
+        command = act.command
+        if isinstance(command, EnterOrder) and command.side is Side.BUY:
+            lot_eighths = market.classes[command.class_code].lot_eighths
+            demanded += command.lots * command.hours * lot_eighths
+        filled += sum(_traded_eighths(market, event) for event in engine.apply(act.at_ns, command))
+    return (demanded - filled) * 1000 // demanded
+
+
+def search(rehearse: Callable[[int], int]) -> tuple[Tried, int]:
+    """Return the supply whose unfilled share came nearest to the goal, and the rounds it took.
+
+    `rehearse` returns the share that a supply leaves unfilled, which falls as the supply grows.
+    """
+    scarce: Tried | None = None
+    ample: Tried | None = None
+    supply = FIRST_SUPPLY_PERMILLE
+    best = Tried(supply, 1000)
+    rounds = 0
+    while rounds < ROUNDS_MAX:
+        rounds += 1
+        tried = Tried(supply, rehearse(supply))
+        if _distance(tried) < _distance(best):
+            best = tried
+        if _distance(tried) <= NEAR_PERMILLE:
+            break
+        if tried.unfilled_permille > GOAL_PERMILLE:
+            scarce = tried
+        else:
+            ample = tried
+        supply = _between(scarce, ample) if scarce and ample else _beyond(tried)
+    return best, rounds
+
+
+def _distance(tried: Tried) -> int:
+    return abs(tried.unfilled_permille - GOAL_PERMILLE)
+
+
+def _beyond(tried: Tried) -> int:
+    """Return a supply on the goal's other side, or near to it, going by the slope found on the traces."""
+    change = SLOPE * (tried.unfilled_permille - GOAL_PERMILLE)
+    supply = tried.supply_permille * (1000 + min(max(change, -500), 1000)) // 1000
+    return max(LEAST_SUPPLY_PERMILLE, supply)
+
+
+def _between(scarce: Tried, ample: Tried) -> int:
+    """Return where a straight line meets the goal, but not too near to either end: the curve is none."""
+    width = ample.supply_permille - scarce.supply_permille
+    drop = max(1, scarce.unfilled_permille - ample.unfilled_permille)
+    step = width * (scarce.unfilled_permille - GOAL_PERMILLE) // drop
+    return scarce.supply_permille + min(max(step, width // 10), width - width // 10)
+
+
+def _era(market: Market) -> OpenEra:
+    return OpenEra(
+        origin="rehearsal",
+        rules_version=RULES_VERSION,
+        venue=market.venue,
+        venue_key=_OPERATOR.key,
+        operator_keys=(_OPERATOR.key,),
+        engine_digest=ENGINE_DIGEST,
+        codec_digest=CODEC_DIGEST,
+        state_before=EMPTY_STATE,
+        state_after=EMPTY_STATE,
+    )
+
+
+def _traded_eighths(market: Market, event: AnyEvent) -> int:
+    match event:
+        case Traded():
+            return event.lots * market.classes[event.class_code].lot_eighths
+        case BlockTraded():
+            return sum(leg.lots * market.classes[leg.class_code].lot_eighths for leg in event.legs)
+        case _:
+            return 0
