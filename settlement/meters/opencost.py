@@ -59,6 +59,9 @@ def _reading(number: int, name: str, allocation: dict[str, Any]) -> Reading:
     hours = allocation.get("gpuHours")
     if not isinstance(hours, (int, Decimal)) or isinstance(hours, bool):
         raise MeterError(f"gpuHours {str(hours)[:200]!r}: a number is wanted")
+    gpu_ms = scaled_of(hours, _GPU_HOUR_MS, "gpuHours")
+    if gpu_ms and start_ns == end_ns:
+        raise MeterError(f"gpuHours {hours}: 0 is wanted where end is start, {allocation.get('start')}")
     node = properties.get("node")
     return Reading(
         line=number,
@@ -67,7 +70,7 @@ def _reading(number: int, name: str, allocation: dict[str, Any]) -> Reading:
         host="" if node is None else text_of(node, "properties.node"),
         start_ns=start_ns,
         end_ns=end_ns,
-        gpu_ms=scaled_of(hours, _GPU_HOUR_MS, "gpuHours"),
+        gpu_ms=gpu_ms,
         energy_mj=None,
     )
 
