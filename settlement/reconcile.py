@@ -15,6 +15,8 @@ from schemas.venue import SettlementRules, Zone
 EIGHTH_HOUR_MS = 450_000
 """GPU-milliseconds of an eighth of a GPU in an hour."""
 _MJ_PER_KWH = 3_600_000_000
+_SUM_MAX = 2**53
+"""A meter gone wild is recorded as at most this, so that its numbers fit wherever they are written down."""
 
 
 class Verdict(StrEnum):
@@ -98,7 +100,9 @@ def reconcile(
     hourly intensity the zone's catalogue figure counts, without a PUE 1. Rounds emissions half-even once.
     """
     counted = counting(fill, evidence, rules.clock_skew_seconds)
-    delivered = sum(delivered_gpu_ms(fill, e, rules.clock_skew_seconds) for e in counted) if counted else None
+    delivered = None
+    if counted:
+        delivered = min(_SUM_MAX, sum(delivered_gpu_ms(fill, e, rules.clock_skew_seconds) for e in counted))
     intensity = zone.grid_mgco2_per_kwh if hourly_mgco2_per_kwh is None else hourly_mgco2_per_kwh
     co2e_mg = None
     if energy_mj is not None:
@@ -191,7 +195,7 @@ def energy_by_fill(samples: Iterable[Evidence]) -> dict[tuple[int, int], int]:
                     used = counter - before[user] if counter >= before[user] else counter
                     energy[site, user[1]] += used // sharers
             before = now
-    return dict(energy)
+    return {key: min(_SUM_MAX, energy_mj) for key, energy_mj in energy.items()}
 
 
 def intensity_by_hour(rows: Iterable[tuple[str, int, int, int]]) -> Mapping[tuple[str, int], int]:

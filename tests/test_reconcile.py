@@ -198,6 +198,14 @@ def slow_delivered(evidence: list[Evidence]) -> int | None:
     return best
 
 
+def test_a_meter_gone_wild_is_recorded_as_a_number_that_fits() -> None:
+    wild = [row(2**53, job=str(n)) for n in range(5000)]
+    assert delivered(*wild) == 2**53
+    assert energy_by_fill(
+        [scrape(s, c, gpu=str(n)) for n in range(5000) for s, c in ((1, 0), (2, 2**53))]
+    ) == {(1, 7): 2**53}
+
+
 # -- verdict ------------------------------------------------------------------------------------------
 
 

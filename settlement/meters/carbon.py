@@ -6,6 +6,7 @@ from settlement.meters.readings import MeterError, Quarantined, text_of, whole_o
 
 HEADER = "zone,hour,mgco2_per_kwh"
 _HOUR_MAX = 2**31
+_INTENSITY_MAX = 10_000_000
 
 
 class Intensity(NamedTuple):
@@ -37,7 +38,9 @@ def parse(data: bytes) -> tuple[list[Intensity], list[Quarantined]]:
 def _row(number: int, fields: list[str]) -> Intensity:
     if len(fields) != 3:
         raise MeterError(f"{len(fields)} fields; 3 are wanted")
-    hour = whole_of(fields[1], "hour")
+    hour, intensity = whole_of(fields[1], "hour"), whole_of(fields[2], "mgco2_per_kwh")
     if hour > _HOUR_MAX:
         raise MeterError(f"hour {hour}: hours since 1970 are wanted")
-    return Intensity(number, text_of(fields[0], "zone"), hour, whole_of(fields[2], "mgco2_per_kwh"))
+    if intensity > _INTENSITY_MAX:
+        raise MeterError(f"mgco2_per_kwh {intensity}: at most {_INTENSITY_MAX} is allowed")
+    return Intensity(number, text_of(fields[0], "zone"), hour, intensity)

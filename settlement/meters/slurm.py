@@ -3,6 +3,7 @@
 import re
 
 from settlement.meters.readings import (
+    QUANTITY_MAX,
     SECOND_NS,
     MeterError,
     Parsed,
@@ -83,6 +84,11 @@ def _reading(number: int, row: list[str]) -> Reading | None:
         # Slurm takes what was suspended out of ElapsedRaw. Where a copy of its database does not, the
         # span says so; with neither doubt the two are equal.
         elapsed = min(elapsed, max(0, (end_ns - start_ns) // SECOND_NS - suspended))
+    gpu_ms = elapsed * eighths * 1000 // 8
+    if gpu_ms > QUANTITY_MAX:
+        raise MeterError(
+            f"AllocTRES {row[_TRES][:200]!r}: at most {QUANTITY_MAX} GPU-milliseconds are allowed"
+        )
     return Reading(
         line=number,
         job=text_of(row[_JOB_ID], "JobID"),
@@ -90,7 +96,7 @@ def _reading(number: int, row: list[str]) -> Reading | None:
         host=text_of(row[_NODES], "NodeList"),
         start_ns=start_ns,
         end_ns=end_ns,
-        gpu_ms=elapsed * eighths * 1000 // 8,
+        gpu_ms=gpu_ms,
         energy_mj=None,
     )
 
