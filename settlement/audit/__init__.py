@@ -1,0 +1,1 @@
+"""Proof: the audit tree, exports of the log, and the verifier that needs nothing else."""
