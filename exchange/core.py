@@ -13,6 +13,7 @@ from exchange.clock import SimulatedClock, WallClock
 from exchange.folder import DataFolder, FolderError
 from exchange.link import CoreLostError, read_frame
 from exchange.log import FileLog, LogError
+from exchange.process import end_with_supervisor
 from exchange.sequencer import Sequencer
 from schemas.commands import AnyCommand, OpenEra, Tick
 from schemas.link import (
@@ -214,16 +215,17 @@ async def _run(folder: DataFolder) -> None:
 
 def main() -> int:
     """Run the core of the exchange in a data folder until told to stop."""
+    end_with_supervisor()
     parser = argparse.ArgumentParser(prog="cux-core", description=main.__doc__)
     parser.add_argument("folder", type=Path)
     folder = DataFolder(parser.parse_args().folder)
     try:
         asyncio.run(_run(folder))
     except (FolderError, LogError) as error:
-        print(f"core: {error}", file=sys.stderr)  # noqa: T201 - the last word of a process
+        sys.stderr.write(f"core: {error}\n")
         return 1
     except OSError as error:
-        print(f"core: stopped, nothing after the last answer was told: {error}", file=sys.stderr)  # noqa: T201
+        sys.stderr.write(f"core: stopped, nothing after the last answer was told: {error}\n")
         return 1
     return 0
 

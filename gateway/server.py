@@ -17,6 +17,7 @@ from exchange.contract import symbol
 from exchange.folder import DataFolder, FolderError
 from exchange.link import CoreLink
 from exchange.log import LogError, read_records
+from exchange.process import end_with_supervisor
 from exchange.quantity import gpus_of, price_of
 from gateway.session import Exchange, Session, level_row, notification, private_channel
 from gateway.state import OrderState, State
@@ -213,6 +214,7 @@ async def _run(folder: DataFolder, host: str, port: int) -> None:
 
 def main() -> int:
     """Run the gateway of the exchange in a data folder until told to stop."""
+    end_with_supervisor()
     parser = argparse.ArgumentParser(prog="cux-gateway", description=main.__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--host", default="127.0.0.1")
@@ -221,11 +223,11 @@ def main() -> int:
     try:
         uvloop.run(_run(DataFolder(arguments.folder), arguments.host, arguments.port))
     except (FolderError, LogError) as error:
-        print(f"gateway: {error}", file=sys.stderr)  # noqa: T201 - the last word of a process
+        sys.stderr.write(f"gateway: {error}\n")
         return 1
     except OSError as error:
         address = f"{arguments.host}:{arguments.port}"
-        print(f"gateway: cannot listen on {address}: {error}", file=sys.stderr)  # noqa: T201
+        sys.stderr.write(f"gateway: cannot listen on {address}: {error}\n")
         return 1
     return 0
 

@@ -1,0 +1,65 @@
+"""The root of the command line, and what its verbs share."""
+
+import asyncio
+import json
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from rich.console import Console
+
+from exchange.folder import DataFolder
+from gateway.keys import read_key
+
+T = TypeVar("T")
+
+app = typer.Typer(
+    name="cux",
+    help="Compute Unit eXchange: an open double-auction exchange for GPU-hours.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+console = Console(stderr=False)
+
+Folder = Annotated[
+    Path, typer.Option("--folder", envvar="CUX_FOLDER", help="The exchange's data folder.", show_default=True)
+]
+FOLDER = Path(".cux/exchange")
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+Url = Annotated[str, typer.Option("--url", envvar="CUX_URL", help="The exchange's WebSocket address.")]
+URL = "ws://127.0.0.1:8470/ws"
+KeyFile = Annotated[
+    Path | None, typer.Option("--key", envvar="CUX_KEY", help="An Ed25519 key file; see cux keys new.")
+]
+Reason = Annotated[str, typer.Option("--reason", help="Why; it stands in the log.")]
+
+
+def run(work: Coroutine[Any, Any, T]) -> T:
+    """Run asynchronous work to its end."""
+    return asyncio.run(work)
+
+
+def show(as_json: bool, data: Any, text: str) -> None:
+    """Print `data` as one line of JSON, or `text`."""
+    if as_json:
+        typer.echo(json.dumps(data, default=str))
+    else:
+        console.print(text, highlight=False)
+
+
+def operator_key(folder: DataFolder, path: Path | None) -> Ed25519PrivateKey:
+    """Return the operator's key: the file that was named, or the first operator's of the folder."""
+    return read_key(path or folder.keys / "operator-1.key")
+
+
+def group(name: str, text: str) -> typer.Typer:
+    """Return a new group of verbs."""
+    verbs = typer.Typer(help=text, no_args_is_help=True)
+    app.add_typer(verbs, name=name)
+    return verbs
+
+
+# Each module enters its verbs where it is imported.
+from gateway.cli import evidence, money, operate, play, venue  # noqa: E402, F401

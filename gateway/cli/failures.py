@@ -1,0 +1,31 @@
+"""The errors that a person can cause or mend: shown as one sentence, without a traceback."""
+
+import asyncpg
+
+from exchange.folder import FolderError
+from exchange.link import BusyError, CoreLostError
+from exchange.log import LogError
+from gateway.client import LostError, RefusedError
+from gateway.serve import ServeError
+from gateway.simulation.openb import TraceError
+from gateway.simulation.scenario import ScenarioError
+from schemas.catalogue import VenueError
+from settlement.audit.export import ExportError
+from settlement.postgres import DatabaseError
+
+EXPECTED = (
+    FolderError,
+    LogError,
+    BusyError,
+    CoreLostError,
+    LostError,
+    RefusedError,
+    ServeError,
+    VenueError,
+    TraceError,
+    ScenarioError,
+    ExportError,
+    DatabaseError,
+    asyncpg.PostgresError,
+    OSError,
+)

@@ -1,0 +1,159 @@
+"""`cux participant`, `site`, `clock`, `status`: acts of an operator, signed here and sent to the admin door."""
+
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
+from exchange.folder import DataFolder
+from exchange.quantity import lots_of, micros_of
+from gateway.cli.app import FOLDER, AsJson, Folder, KeyFile, Reason, app, group, operator_key, run, show
+from gateway.client import Client
+from schemas.authority import signed
+from schemas.commands import (
+    CertifySite,
+    Deposit,
+    OperatorCommand,
+    RegisterAccount,
+    RegisterKey,
+    Scope,
+    Withdraw,
+)
+
+participant = group("participant", "Accounts: who may trade, with which keys and how much money.")
+site = group("site", "Providers' sites and their certificates.")
+clock = group("clock", "Simulated time.")
+Account = Annotated[int, typer.Argument(min=1, help="The account's number.")]
+
+
+async def _ask(folder: Path, method: str, params: Any = None) -> Any:
+    async with Client(socket=DataFolder(folder).admin_socket) as client:
+        return await client.call(method, params)
+
+
+async def _operate(folder: Path, key: Path | None, reason: str, commands: list[OperatorCommand]) -> list[Any]:
+    """Sign the commands, submit them in order, return the answers."""
+    data = DataFolder(folder)
+    private = operator_key(data, key)
+    async with Client(socket=data.admin_socket) as client:
+        return [
+            await client.operate(signed(command, private, time.time_ns(), reason)) for command in commands
+        ]
+
+
+def _done(as_json: bool, answers: list[Any]) -> None:
+    show(as_json, answers, "\n".join(f"{one['event']['type']}, record {one['sequence']}" for one in answers))
+
+
+def _micros(amount: str) -> int:
+    try:
+        return micros_of(amount)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+
+
+@participant.command("register")
+def participant_register(
+    account: Account,
+    public_key: Annotated[str, typer.Argument(help="The Ed25519 public key as hex; see cux keys new.")],
+    trade_group: Annotated[int | None, typer.Option(help="Accounts of one owner share it.")] = None,
+    folder: Folder = FOLDER,
+    key: KeyFile = None,
+    reason: Reason = "registered",
+    as_json: AsJson = False,
+) -> None:
+    """Open an account and give a key access to it.
+
+    Example: cux participant register 17 $(cux keys new buyer.key)
+    """
+    try:
+        raw = bytes.fromhex(public_key)
+        Ed25519PublicKey.from_public_bytes(raw)
+    except (ValueError, UnsupportedAlgorithm):
+        raise typer.BadParameter(f"key {public_key!r}: 64 hexadecimal digits are wanted") from None
+    commands: list[OperatorCommand] = [
+        RegisterAccount(account, account if trade_group is None else trade_group),
+        RegisterKey(account, raw, (Scope.TRADE, Scope.READ)),
+    ]
+    _done(as_json, run(_operate(folder, key, reason, commands)))
+
+
+@participant.command("fund")
+def participant_fund(
+    account: Account,
+    amount: Annotated[str, typer.Argument(help="Money received, in the venue's currency.")],
+    folder: Folder = FOLDER,
+    key: KeyFile = None,
+    reason: Reason = "deposit",
+    as_json: AsJson = False,
+) -> None:
+    """Credit money received at the bank."""
+    _done(as_json, run(_operate(folder, key, reason, [Deposit(account, _micros(amount))])))
+
+
+@participant.command("withdraw")
+def participant_withdraw(
+    account: Account,
+    amount: Annotated[str, typer.Argument(help="Money paid out, in the venue's currency.")],
+    folder: Folder = FOLDER,
+    key: KeyFile = None,
+    reason: Reason = "withdrawal",
+    as_json: AsJson = False,
+) -> None:
+    """Debit money paid out at the bank."""
+    _done(as_json, run(_operate(folder, key, reason, [Withdraw(account, _micros(amount))])))
+
+
+@site.command("certify")
+def site_certify(
+    number: Annotated[int, typer.Argument(min=1, help="The site's number.")],
+    account: Annotated[int, typer.Option(help="Its provider.")],
+    zone: Annotated[str, typer.Option(help="Its zone.")],
+    class_code: Annotated[str, typer.Option("--class", help="What it delivers.")],
+    gpus: Annotated[str, typer.Option(help="Its capacity in every hour.")],
+    carbon: Annotated[str, typer.Option(help="The best carbon grade it may claim.")],
+    security: Annotated[str, typer.Option(help="Its security tier.")],
+    days: Annotated[int, typer.Option(min=1, help="How long the certificate holds.")] = 365,
+    folder: Folder = FOLDER,
+    key: KeyFile = None,
+    reason: Reason = "certified",
+    as_json: AsJson = False,
+) -> None:
+    """Register and certify a site.
+
+    Example: cux site certify 3 --account 7 --zone zhongwei --class H800-SXM --gpus 512 --carbon D --security S2
+    """
+    lots = {one.code: one.lot_eighths for one in DataFolder(folder).settings().venue.classes}
+    if class_code not in lots:
+        raise typer.BadParameter(f"class {class_code!r} is not of this venue; see cux venue show")
+    try:
+        capacity = lots_of(gpus, lots[class_code])
+    except (ValueError, ArithmeticError):
+        raise typer.BadParameter(f"gpus {gpus!r}: a multiple of the class's lot is wanted") from None
+    now_hour = run(_ask(folder, "session.time"))["time"] // 3_600_000_000_000
+    certificate = CertifySite(
+        number, account, zone, class_code, capacity, carbon, security, now_hour, now_hour + 24 * days
+    )
+    _done(as_json, run(_operate(folder, key, reason, [certificate])))
+
+
+@clock.command("set")
+def clock_set(
+    time_ns: Annotated[int | None, typer.Option("--time", help="UTC nanoseconds, not in the past.")] = None,
+    speed: Annotated[int | None, typer.Option(help="Simulated seconds a second; 0 stands.")] = None,
+    folder: Folder = FOLDER,
+) -> None:
+    """Move simulated time forward, then let it run at a speed."""
+    run(_ask(folder, "clock.set", {"time": time_ns, "speed": speed}))
+
+
+@app.command()
+def status(folder: Folder = FOLDER, as_json: AsJson = False) -> None:
+    """Show how far the log is and what has happened."""
+    found = run(_ask(folder, "venue.status"))
+    lines = [f"{name:>12}  {value}" for name, value in found.items() if name != "events"]
+    lines += [f"{name:>26}  {count}" for name, count in found["events"].items()]
+    show(as_json, found, "\n".join(lines))

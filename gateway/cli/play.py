@@ -1,0 +1,132 @@
+"""`cux book`, `scenario`, `play`, `demo`: look at the market, and play one."""
+
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import typer
+from rich.table import Table
+
+from gateway.cli.app import URL, AsJson, Url, app, console, group, run, show
+from gateway.client import Client
+from gateway.demo import Demo, Options
+from gateway.simulation.build import build
+from gateway.simulation.play import Player
+from schemas.catalogue import load_venue
+
+scenario = group("scenario", "Inputs of a simulated market day.")
+Seed = Annotated[int, typer.Option(help="Same seed, same order files, byte for byte.")]
+Data = Annotated[Path | None, typer.Option(envvar="CUX_DATA", help="Real traces, prices and carbon.")]
+Trace = Annotated[Path | None, typer.Option(help="Another trace folder of the openb form.")]
+
+
+def data_folder(named: Path | None) -> Path | None:
+    """Return the folder of real data: the one named, else `shared/data` beside the project; None if missing."""
+    folder = named or Path(__file__).resolve().parents[2].parent / "shared" / "data"
+    return folder if folder.is_dir() else None
+
+
+@app.command()
+def book(
+    contract: Annotated[
+        str, typer.Argument(help="As in H800-SXM.20261124T14; none lists those with orders.")
+    ] = "",
+    url: Url = URL,
+    as_json: AsJson = False,
+) -> None:
+    """Show a contract's book by cell, or which contracts have orders.
+
+    Example: cux book H800-SXM.20261124T14
+    """
+
+    async def ask() -> Any:
+        async with Client(url) as client:
+            if not contract:
+                return await client.call("reference.contracts")
+            return await client.call("market.snapshot", {"contract": contract})
+
+    found = run(ask())
+    if as_json or not contract:
+        show(as_json, found, "\n".join(found) if not contract else "")
+        return
+    table = Table(
+        "bid cell", "GPUs", "bid", "ask", "GPUs", "ask cell", title=f"{contract}, record {found['seq']}"
+    )
+    for row in range(max(len(found["bids"]), len(found["asks"]))):
+        bids, asks = found["bids"][row : row + 1], found["asks"][row : row + 1]
+        left = (
+            [" ".join(bids[0]["cell"].values()), bids[0]["gpus"], bids[0]["price"]] if bids else ["", "", ""]
+        )
+        right = (
+            [asks[0]["price"], asks[0]["gpus"], " ".join(asks[0]["cell"].values())] if asks else ["", "", ""]
+        )
+        table.add_row(*left, *right)
+    console.print(table)
+
+
+@scenario.command("build")
+def scenario_build(
+    out: Annotated[Path, typer.Argument(help="A new folder.")],
+    seed: Seed = 1,
+    data: Data = None,
+    trace: Trace = None,
+    venue: Annotated[str, typer.Option(help="The venue's catalogue.")] = "china",
+    day: Annotated[str, typer.Option(help="The trading day, in the venue's time zone.")] = "2026-11-24",
+) -> None:
+    """Make a scenario: sites, participants and each client's order file, from a trace or from our own.
+
+    Example: cux scenario build day1 --seed 7
+    """
+    found = build(
+        seed, out, data=data_folder(data), trace=trace, venue=load_venue(venue), day=date.fromisoformat(day)
+    )
+    typer.echo(msgspec.json.encode(found))
+
+
+@app.command()
+def play(
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="A scenario folder.")],
+    client: Annotated[str, typer.Option(help="Which client's order file.")],
+    report: Annotated[Path | None, typer.Option(help="Where to write what was done, as JSON.")] = None,
+    url: Url = URL,
+) -> None:
+    """Send a client's orders to a running exchange, each at its venue time.
+
+    Example: cux play day1 --client providers
+    """
+
+    def progress(done: int, of: int) -> None:
+        if done % 1000 == 0:
+            typer.echo(f"{client}: {done} of {of}")
+
+    done = run(Player(folder, client, url).play(lambda: typer.echo("ready"), progress))
+    if report is not None:
+        report.write_bytes(msgspec.json.encode(done))
+    typer.echo(
+        f"{client}: {done.entered} orders, {done.accepted} accepted, {done.cancels} cancels, {done.refused}"
+    )
+
+
+@app.command()
+def demo(
+    seed: Seed = 1,
+    data: Data = None,
+    trace: Trace = None,
+    as_json: AsJson = False,
+    until_done: Annotated[bool, typer.Option(help="Stop the exchange after the summary.")] = False,
+    folder: Annotated[Path, typer.Option(help="Where the demo keeps its files; emptied first.")] = Path(
+        ".cux/demo"
+    ),
+    port: Annotated[int, typer.Option(help="The gateway's port.")] = 8470,
+    clock_speed: Annotated[int, typer.Option(min=1, help="Simulated seconds a second.")] = 1080,
+) -> None:
+    """Run the main job: a trading day from orders to payment and proof, on a real cluster's demand.
+
+    Example: cux demo --until-done --json
+    """
+    options = Options(
+        seed=seed, data=data_folder(data), trace=trace, folder=folder, port=port, clock_speed=clock_speed,
+        until_done=until_done, as_json=as_json,
+    )  # fmt: skip
+    raise typer.Exit(Demo(options).run())

@@ -1,0 +1,110 @@
+"""`cux version`, `serve`, `venue`, `keys`: set a venue up and run it."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from exchange.folder import FORMAT, DataFolder, Settings
+from gateway.cli.app import FOLDER, AsJson, Folder, app, console, group, show
+from gateway.keys import new_key
+from gateway.serve import serve
+from gateway.venue_setup import init_venue
+from schemas import PROTOCOL_VERSION, RULES_VERSION
+from schemas.catalogue import load_venue
+
+venue = group("venue", "The venue's catalogue and its data folder.")
+keys = group("keys", "Ed25519 access keys.")
+VenueName = Annotated[str, typer.Argument(help="A catalogue: china, europe, or a TOML file.")]
+
+
+@app.command()
+def version(as_json: AsJson = False) -> None:
+    """Say which versions of software, protocol and rules these are."""
+    from importlib.metadata import version as installed  # noqa: PLC0415
+
+    data = {
+        "cux": installed("cux"),
+        "protocol": PROTOCOL_VERSION,
+        "rules": RULES_VERSION,
+        "data_format": FORMAT,
+    }
+    show(as_json, data, "\n".join(f"{name} {value}" for name, value in data.items()))
+
+
+@app.command("serve")
+def serve_command(
+    folder: Folder = FOLDER,
+    host: Annotated[str, typer.Option(help="Where the gateway listens.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The gateway's port.")] = 8470,
+) -> None:
+    """Run the exchange of a data folder: database, core, gateway, back.
+
+    Example: cux venue init china && cux serve
+    """
+    serve(folder, host, port, lambda text: typer.echo(text))
+
+
+@venue.command("init")
+def venue_init(
+    name: VenueName = "china",
+    folder: Folder = FOLDER,
+    origin: Annotated[str, typer.Option(help="The log's name, as checkpoints carry it.")] = "cux.example/log",
+    clock_speed: Annotated[
+        int, typer.Option(min=0, help="Simulated seconds a second; 0 is the real clock.")
+    ] = 0,
+    start_ns: Annotated[int, typer.Option(min=0, help="Where simulated time starts.")] = 0,
+) -> None:
+    """Make a data folder with keys for the venue and its first two operators.
+
+    Example: cux venue init china --folder /srv/cux
+    """
+    settings: Settings = init_venue(DataFolder(folder), load_venue(name), origin, clock_speed, start_ns)
+    console.print(f"{folder}: {settings.venue.name}, keys in {folder}/keys", highlight=False)
+
+
+@venue.command("check")
+def venue_check(name: VenueName) -> None:
+    """Decode and validate a catalogue."""
+    found = load_venue(name)
+    typer.echo(f"{found.code}: {len(found.zones)} zones, {len(found.classes)} classes: valid")
+
+
+@venue.command("show")
+def venue_show(name: VenueName = "china") -> None:
+    """Show a catalogue's zones and classes."""
+    from rich.table import Table  # noqa: PLC0415
+
+    found = load_venue(name)
+    zones = Table(
+        "zone", "name", "hub", "kind", "grid gCO2e/kWh", "PUE", title=f"{found.name} {found.name_zh}"
+    )
+    for zone in found.zones:
+        pue = "" if zone.pue_permille is None else f"{zone.pue_permille / 1000:.2f}"
+        label = f"{zone.name} {zone.name_zh}"
+        zones.add_row(zone.code, label, zone.hub, zone.kind, f"{zone.grid_mgco2_per_kwh / 1000:.1f}", pue)
+    console.print(zones)
+    classes = Table(
+        "class", "vendor", "form", "memory GB", "BF16 dense TFLOPS", "FP32 TFLOPS", "TDP W", "lot GPUs"
+    )
+    for one in found.classes:
+        classes.add_row(
+            one.code,
+            one.vendor,
+            one.form_factor,
+            str(one.memory_gb),
+            "" if one.bf16_dense_gflops is None else f"{one.bf16_dense_gflops / 1000:g}",
+            "" if one.fp32_gflops is None else f"{one.fp32_gflops / 1000:g}",
+            "" if one.tdp_w is None else str(one.tdp_w),
+            f"{one.lot_eighths / 8:g}",
+        )
+    console.print(classes)
+
+
+@keys.command("new")
+def keys_new(path: Annotated[Path, typer.Argument(help="Where to write the key.")]) -> None:
+    """Make an access key and print its public half.
+
+    Example: cux keys new ~/.cux.key
+    """
+    typer.echo(new_key(path).public_key().public_bytes_raw().hex())
