@@ -134,8 +134,7 @@ async def follow(
                     if stop.is_set():
                         break
         except (*LOST, _TryAgainError) as error:
-            reason = f"{type(error).__name__}: {error}" if isinstance(error, LOST) else str(error)
-            on_progress(Progress(reached, durable_end(log_folder), reason))
+            on_progress(Progress(reached, durable_end(log_folder), _reason(error)))
             await _pause(stop, delay)
             delay = min(2 * delay, RETRY_MAX_SECONDS)
 
@@ -250,6 +249,13 @@ async def _writer_connection(connection: Mapping[str, Any]) -> AsyncIterator[asy
 async def _pause(stop: asyncio.Event, seconds: float) -> None:
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(stop.wait(), seconds)
+
+
+def _reason(error: BaseException) -> str:
+    # asyncpg answers a lost connection with the complaint that a transaction cannot be ended on it.
+    while isinstance(error.__context__, LOST):
+        error = error.__context__
+    return str(error) if isinstance(error, _TryAgainError) else f"{type(error).__name__}: {error}"
 
 
 async def _position_and_entry(conn: asyncpg.Connection) -> tuple[int, bytes]:
