@@ -19,7 +19,7 @@ from schemas.events import ReadingsReceived, Rejected
 from schemas.reasons import RejectReason
 from settlement.meters import carbon
 from settlement.meters.carbon import Intensity
-from settlement.meters.files import parse_file
+from settlement.meters.files import Adapter, adapter_of
 from settlement.meters.readings import SECOND_NS, TEXT_MAX, MeterError, Quarantined, Reading
 from settlement.submission import Progress, RefusedError, Sign, Submit, submitted
 
@@ -38,6 +38,22 @@ class IngestReport(NamedTuple):
     repeated_files: int
     readings: int
     quarantined: int
+
+
+class _Found(NamedTuple):
+    """A file as it lies in the folder. Grid carbon has no adapter; `why` says why it cannot be read."""
+
+    name: str
+    sha256: bytes
+    data: bytes
+    site: int
+    adapter: Adapter | None
+    why: str
+
+    @property
+    def key(self) -> tuple[int, str, bytes]:
+        """What makes it the same evidence as another."""
+        return self.site, "carbon" if self.adapter is None else self.adapter.format, self.sha256
 
 
 class _File(NamedTuple):
@@ -90,15 +106,15 @@ async def ingest_folder(
         quarantine: list[_Quarantine] = []
         repeated = 0
         for number, path in enumerate(paths, 1):
-            file, refused = _read(path, folder, sites, latest_ns)
-            if refused.rows:
-                quarantine.append(refused)
-            if file is not None:
-                key = (file.site, file.format, file.sha256)
-                repeated += key in known
-                if key not in known:
-                    known.add(key)
-                    files.append(file)
+            file = _open(path, folder, sites)
+            repeated += file.key in known
+            if file.key not in known:
+                refused, taken = _read(file, latest_ns)
+                if refused:
+                    quarantine.append(_Quarantine(file.name, file.sha256, refused))
+                if taken is not None:
+                    known.add(file.key)
+                    files.append(taken)
             if progress is not None:
                 progress("reading meter files", number, len(paths))
             # A long folder must not stop whatever else runs in this loop.
@@ -156,32 +172,41 @@ async def stored_batch_sha256(conn: asyncpg.Connection, batch: int) -> bytes:
     )
 
 
-def _read(path: Path, folder: Path, sites: set[int], latest_ns: int) -> tuple[_File | None, _Quarantine]:
+def _open(path: Path, folder: Path, sites: set[int]) -> _Found:
     name = _printable(str(path.relative_to(folder)))
-    sha256 = bytes(32)
     if not path.is_file() or path.stat().st_size > FILE_MAX_BYTES:
         why = f"a plain file of at most {FILE_MAX_BYTES} bytes is wanted"
-        return None, _Quarantine(name, sha256, [Quarantined(0, why)])
+        return _Found(name, bytes(32), b"", 0, None, why)
+    data = path.read_bytes()
+    sha256 = hashlib.sha256(data).digest()
+    if path.parent == folder:
+        return _Found(name, sha256, data, 0, None, "")
     try:
-        data = path.read_bytes()
-        sha256 = hashlib.sha256(data).digest()
-        if path.name == "carbon.csv" and path.parent == folder:
-            intensities, rows = carbon.parse(data)
-            unique = sorted({(row.zone, row.hour): row for row in intensities}.values())
-            return _File(0, "carbon", name, sha256, [], unique), _Quarantine(name, sha256, rows)
-        site = _site_of(path.parent.name, sites)
-        kind, parsed = parse_file(path.name, data)
+        return _Found(name, sha256, data, _site_of(path.parent.name, sites), adapter_of(path.name), "")
     except MeterError as error:
-        return None, _Quarantine(name, sha256, [Quarantined(0, str(error))])
+        return _Found(name, sha256, data, 0, None, str(error))
+
+
+def _read(file: _Found, latest_ns: int) -> tuple[list[Quarantined], _File | None]:
+    """Return what is not believed of the file and, unless it is refused as a whole, what is."""
+    if file.why:
+        return [Quarantined(0, file.why)], None
+    if file.adapter is None:
+        intensities, quarantined = carbon.parse(file.data)
+        unique = sorted({(row.zone, row.hour): row for row in intensities}.values())
+        return quarantined, _File(0, "carbon", file.name, file.sha256, [], unique)
+    parsed = file.adapter.parse(file.data)
     # A GPU that serves no fill ends an interval of one that did; a job that serves none says nothing.
-    kept = [r for r in parsed.readings if r.trade_id is not None or r.energy_mj is not None]
+    about_fills = [r for r in parsed.readings if r.trade_id is not None or r.energy_mj is not None]
     future = [
         Quarantined(r.line, f"end {r.end_ns} ns lies in the future; at most {latest_ns} is allowed")
-        for r in kept
+        for r in about_fills
         if r.end_ns > latest_ns
     ]
-    kept = [r for r in kept if r.end_ns <= latest_ns]
-    return _File(site, kind, name, sha256, kept, []), _Quarantine(name, sha256, parsed.quarantined + future)
+    kept = [r for r in about_fills if r.end_ns <= latest_ns]
+    return parsed.quarantined + future, _File(
+        file.site, file.adapter.format, file.name, file.sha256, kept, []
+    )
 
 
 def _site_of(folder: str, sites: set[int]) -> int:

@@ -8,7 +8,7 @@ import pytest
 
 from exchange.contract import HOUR_NS
 from settlement.meters import carbon, dcgm, opencost, slurm
-from settlement.meters.files import parse_file
+from settlement.meters.files import adapter_of
 from settlement.meters.readings import MeterError, Parsed, Reading
 
 DATA = Path(os.environ.get("CUX_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
@@ -343,13 +343,13 @@ def test_carbon_without_its_header_is_quarantined_whole() -> None:
     ],
 )
 def test_file_name_says_the_format(name: str, data: bytes, form: str) -> None:
-    file = parse_file(name, data)
-    assert file.format == form
+    adapter = adapter_of(name)
+    assert adapter.format == form
     if form == "dcgm":
-        assert only(file.parsed).start_ns == TWO_PM_NS
+        assert only(adapter.parse(data)).start_ns == TWO_PM_NS
 
 
 @pytest.mark.parametrize("name", ["notes.md", "dcgm-now.prom", "slurm.txt", "dcgm-99999999999.prom"])
 def test_file_of_no_format_is_refused_with_the_forms_that_are_allowed(name: str) -> None:
     with pytest.raises(MeterError, match=r"slurm-\*\.txt, opencost-\*\.json or dcgm-<unix seconds>\.prom"):
-        parse_file(name, b"")
+        adapter_of(name)

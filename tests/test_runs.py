@@ -21,6 +21,7 @@ from exchange.engine import Engine
 from exchange.funds import Purse
 from exchange.link import BusyError
 from exchange.log import FileLog
+from gateway.simulation.meter import Delivery, write_meters
 from schemas.authority import C, signature_holds, signed
 from schemas.codec import encode
 from schemas.commands import AnyCommand, OpenEra, PostSettlement, ReceiveReadings, StartSettlementRun, Tick
@@ -317,31 +318,31 @@ async def test_an_announcement_that_the_log_already_has_is_not_an_error(desk: De
     assert len(first) == 1
 
 
-@pytest.mark.parametrize(
-    ("name", "text", "why"),
-    [
-        ("site-99/slurm-a.txt", "", "folder 'site-99': site-<number> of a certified site is wanted"),
-        ("site-x/slurm-a.txt", "", "folder 'site-x': site-<number> of a certified site is wanted"),
-        ("site-1/notes.txt", "", "name 'notes.txt': slurm-"),
-        ("site-1/opencost-a.json", "{", "no allocation document"),
-        ("site-1/slurm-a.txt", "1|2|3\n", "3 fields; 32 are wanted"),
-        ("site-1/dcgm-99.prom", 'DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION{UUID="a"} -5\n', "DCGM_FI_DEV_TOTAL"),
-        ("site-1/dcgm-9999999999.prom", 'DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION{UUID="a"} 5\n', "end 99999"),
-        ("site-1/slurm-\udce9\n.txt", "x\n", "1 fields; 32 are wanted"),
-        ("carbon.csv", "zone\n", "header 'zone'"),
-    ],
-)
-async def test_what_cannot_be_believed_is_quarantined_by_name_once_and_the_rest_goes_on(
-    desk: Desk, name: str, text: str, why: str
-) -> None:
+UNBELIEVABLE = [
+    ("site-99/slurm-a.txt", "", "folder 'site-99': site-<number> of a certified site is wanted"),
+    ("site-x/slurm-a.txt", "", "folder 'site-x': site-<number> of a certified site is wanted"),
+    ("site-1/notes.txt", "", "name 'notes.txt': slurm-"),
+    ("site-1/opencost-a.json", "{", "no allocation document"),
+    ("site-1/slurm-a.txt", "1|2|3\n", "3 fields; 32 are wanted"),
+    ("site-1/dcgm-99.prom", 'DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION{UUID="a"} -5\n', "DCGM_FI_DEV_TOTAL"),
+    ("site-1/dcgm-9999999999.prom", 'DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION{UUID="a"} 5\n', "end 99999"),
+    ("site-1/slurm-\udce9\n.txt", "x\n", "1 fields; 32 are wanted"),
+    ("site-1/slurm-folder.txt/a", "", "a plain file of at most"),
+    ("carbon.csv", "zone\n", "header 'zone'"),
+]
+
+
+async def test_what_cannot_be_believed_is_quarantined_by_name_once_and_the_rest_goes_on(desk: Desk) -> None:
     east, *_ = three_fills(desk.exchange)
     desk.write("site-1/slurm-good.txt", job(east))
-    desk.write(name, text)
-    assert (await desk.ingest()).quarantined == 1
+    for name, text, _ in UNBELIEVABLE:
+        desk.write(name, text)
+    assert (await desk.ingest()).quarantined == len(UNBELIEVABLE)
     assert (await desk.ingest()).quarantined == 0, "the same complaint is not made twice"
-    row = await desk.conn.fetchrow("SELECT name, why FROM cux.quarantine")
-    assert row["why"].startswith(why)
-    assert row["name"].isprintable()
+    reasons = {row["name"]: row["why"] for row in await desk.conn.fetch("SELECT * FROM cux.quarantine")}
+    for name, _, why in UNBELIEVABLE:
+        shown = name.replace("\udce9\n", r"\udce9\n").removesuffix("/a")
+        assert reasons[shown].startswith(why)
     assert await desk.fetchval("SELECT count(*) FROM cux.readings WHERE trade_id IS NOT NULL") == 1
 
 
@@ -618,3 +619,54 @@ async def test_readings_in_any_order_with_runs_in_between_end_in_the_same_balanc
         (0, 12_000_000, 1_200_000, 0),
     ]
     assert (await desk.settle("correction")).postings == 0
+
+
+async def test_every_shortfall_that_played_meters_hide_is_found_and_nothing_else(desk: Desk) -> None:
+    """The meters are the simulation's own; it keeps its list apart and knows nothing of settlement."""
+    hours = range(60)
+    trades = desk.exchange.trade(
+        *(
+            command
+            for hour in hours
+            for site in (EAST, MIDDLE, WEST)
+            for number in [10 * hour + 2 * site]
+            for command in (
+                ask(number, site, 8, 1000, delivery_hour=FIRST_HOUR + hour),
+                bid(number + 1, 1, 1000, delivery_hour=FIRST_HOUR + hour),
+                bid(number + 600, 7, 1000, delivery_hour=FIRST_HOUR + hour, account=OTHER_BUYER),
+            )
+        )
+    )
+    assert {trade.site for trade in trades} == {EAST, MIDDLE, WEST}
+    desk.exchange.time_ns = (FIRST_HOUR + len(hours) + 1) * HOUR_NS
+    schedule = [
+        Delivery(
+            trade_id=trade.trade_id,
+            site=trade.site,
+            class_code=trade.class_code,
+            delivery_hour=trade.delivery_hour,
+            gpu_eighths=8 * trade.lots,
+            tdp_w=700,
+        )
+        for trade in trades
+    ]
+    secret = desk.folder.with_name("secret.json")
+    write_meters(schedule, desk.folder, secret, seed=3)
+    await desk.ingest()
+    initial = await desk.settle("initial", before=len(hours))
+    for late in (desk.folder / "late").rglob("*.*"):
+        target = desk.folder / late.relative_to(desk.folder / "late")
+        target.parent.mkdir(exist_ok=True)
+        late.rename(target)
+    assert (await desk.ingest()).files > 0
+    final = await desk.settle("final", before=len(hours))
+    assert (initial.fills, final.fills) == (len(trades), len(trades))
+    found = await desk.conn.fetch(
+        "SELECT trade_id FROM (SELECT DISTINCT ON (trade_id) trade_id, verdict FROM cux.reconciliations "
+        "ORDER BY trade_id, run DESC) AS last WHERE verdict IN ('short', 'missing')"
+    )
+    hidden = {short["trade_id"] for short in json.loads(secret.read_bytes())["shortfalls"]}
+    assert {row["trade_id"] for row in found} == hidden
+    assert await desk.fetchval("SELECT count(*) FROM cux.reconciliations WHERE energy_mj > 0") > 0
+    assert await desk.fetchval("SELECT count(*) FROM cux.quarantine") == 0
+    await desk.check()
