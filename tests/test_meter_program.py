@@ -319,6 +319,48 @@ def test_a_class_without_a_known_tdp_has_no_exporter(written: Written) -> None:
     assert not unknown & {path.parent.name for path in written.files("dcgm-*.prom")}
 
 
+DATA = Path(os.environ.get("CUX_DATA") or Path(__file__).parents[2] / "shared" / "data")
+
+
+def sample(name: str) -> str:
+    path = DATA / name
+    if not path.is_file():
+        pytest.skip(f"{path} is missing; CUX_DATA names the data folder")
+    return path.read_text()
+
+
+def test_allocations_have_the_members_of_the_real_ones(written: Written) -> None:
+    real = json.loads(sample("metering_opencost/allocation-example-output.json"))
+    ours = json.loads(written.files("opencost-*.json")[0].read_text())
+    assert ours.keys() == real.keys()
+    members = {tuple(allocation) for allocation in real["data"][0].values()}
+    assert {tuple(a) for hour in ours["data"] for a in hour.values()} == members
+
+
+def test_rows_leave_the_same_fields_empty_as_the_real_ones(written: Written) -> None:
+    def empty(rows: list[str]) -> dict[str, set[tuple[bool, ...]]]:
+        shapes: dict[str, set[tuple[bool, ...]]] = {}
+        for row in rows:
+            fields = row.split("|")
+            if "gres/" in fields[29] and fields[4] == "COMPLETED":
+                step = fields[0].partition(".")[2]
+                shapes.setdefault(step, set()).add(tuple(not field for field in fields))
+        return shapes
+
+    real = empty(sample("metering_slurm_gpu/src_testdata_sacct-output.txt").splitlines())
+    ours = empty([row for path in written.files("slurm-*.txt") for row in path.read_text().splitlines()])
+    assert set(ours) == {"", "batch", "extern"}
+    for step, shapes in ours.items():
+        assert shapes <= real[step]
+
+
+def test_samples_have_the_labels_of_the_real_ones(written: Written) -> None:
+    real = sample("metering_dcgm/dcgm_h100x8_aicr_sampled.prom").splitlines()
+    labels = {tuple(re.findall(r'(\w+)="', line)) for line in real if not line.startswith("#")}
+    _, _, samples = next(scrape for scrape in scrapes(written) if "Hostname" in scrape[2][0][0])
+    assert {tuple(each) for each, _ in samples} <= labels
+
+
 def content(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
