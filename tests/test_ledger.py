@@ -370,7 +370,8 @@ async def test_facts_cannot_be_changed_even_by_their_owner(
 ) -> None:
     log.append(story())
     log.seal()
-    await rebuild(folder, database)
+    async with following(folder, database) as follower:
+        await follower.reach(20)
     before = await dump(conn)
     for table, (column, *_) in COLUMNS.items():
         for statement in (
