@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import asyncpg
 
-from settlement.postgres import DatabaseError
+from settlement.postgres import DATABASE_URL, DatabaseError
 
 OLDEST_VERSION = 15
 MIGRATIONS = Path(__file__).parent / "migrations"
@@ -28,10 +28,13 @@ async def connect(connection: Mapping[str, Any]) -> asyncpg.Connection:
     """Return a new connection; `connection` is what `settlement.postgres.connection_of` returns.
 
     Raises:
-        DatabaseError: the server is older than version 15.
+        DatabaseError: the server is older than version 15, or the URL of a database is none.
         asyncpg.PostgresError, OSError: the server refuses, or is not there.
     """
-    conn = await asyncpg.connect(**connection, timeout=10, server_settings={"application_name": "cux"})
+    try:
+        conn = await asyncpg.connect(**connection, timeout=10, server_settings={"application_name": "cux"})
+    except asyncpg.ClientConfigurationError as error:
+        raise DatabaseError(f"{DATABASE_URL} names no database: {error}") from error
     version = conn.get_server_version()
     if version.major < OLDEST_VERSION:
         await conn.close()

@@ -340,6 +340,12 @@ def test_a_database_url_names_a_real_server(
     assert postgres.running
 
 
+def test_a_database_url_that_is_none_is_named(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(DATABASE_URL, "mysql://somewhere/else")
+    with pytest.raises(DatabaseError, match=r"CUX_DATABASE_URL names no database: .*mysql"):
+        ask(connection_of(place), "SELECT 1")
+
+
 def test_a_server_before_15_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     class OldServer:
         def get_server_version(self) -> asyncpg.types.ServerVersion:
