@@ -64,6 +64,7 @@ class Core:
             FolderError, LogError: the folder cannot be used.
         """
         self._settings = folder.settings()
+        self._speed_file = folder.clock_speed
         self.log = FileLog(folder.log)
         self.clock: WallClock | SimulatedClock = WallClock()
         simulated = self._settings.clock_speed > 0
@@ -72,9 +73,9 @@ class Core:
         self.sequencer = Sequencer(self.log, self.clock)
         recovered_ns = self.sequencer.engine.time_ns
         if isinstance(self.clock, SimulatedClock):
-            # Simulated time stands while the exchange is down: it goes on where the log ends.
-            if recovered_ns:
-                self.clock.set(max(recovered_ns, self._settings.start_ns), self._settings.clock_speed)
+            # Simulated time stands while the exchange is down: it goes on where the log ends, as it did.
+            speed = int(self._speed_file.read_text()) if self._speed_file.exists() else 0
+            self.clock.set(max(recovered_ns, self._settings.start_ns), speed)
         else:
             self.clock = WallClock(recovered_ns)
         opening = self.sequencer.open_era(self._settings)
@@ -199,6 +200,7 @@ class Core:
         except ValueError as error:
             client.send(Done(correlation, str(error)))
             return
+        self._speed_file.write_text(str(self.clock.speed))
         # A tick answers: when it is durable, so is all that was due before it.
         self._queue.append((client, correlation, Tick()))
         self._wake.set()

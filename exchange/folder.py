@@ -39,6 +39,7 @@ class DataFolder:
         self.log = self.path / "log"
         self.keys = self.path / "keys"
         self.postgres = self.path / "postgres"
+        self.clock_speed = self.path / "clock-speed"
 
     def create(self, settings: Settings) -> None:
         """Make the folder.

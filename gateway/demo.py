@@ -51,9 +51,12 @@ START_SECONDS = 60.0
 POLL_SECONDS = 0.5
 
 # Gives up root after what it needs is loaded: the user it becomes may not reach the interpreter's files.
+# A first call, on no folder, loads what is only imported when it is used.
 _AS_OTHER_USER = """
-import gettext, locale, os, sys
+import contextlib, io, os, sys
 from settlement.audit.verify import main
+with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    main([os.devnull, *sys.argv[4:]])
 os.setgroups([])
 os.setgid(int(sys.argv[1]))
 os.setuid(int(sys.argv[2]))
@@ -74,6 +77,7 @@ class Options(NamedTuple):
     folder: Path
     port: int
     clock_speed: int
+    min_orders: int
     until_done: bool
     as_json: bool
 
@@ -121,7 +125,14 @@ class Demo:
             "serve", "serve", "--folder", str(self._exchange.path), "--port", str(self._options.port)
         )
         arguments = ["scenario", "build", str(self._scenario_folder), "--seed", str(self._options.seed)]
-        arguments += ["--venue", VENUE, "--day", DAY.isoformat()]
+        arguments += [
+            "--venue",
+            VENUE,
+            "--day",
+            DAY.isoformat(),
+            "--min-orders",
+            str(self._options.min_orders),
+        ]
         if self._options.data is not None:
             arguments += ["--data", str(self._options.data)]
         if self._options.trace is not None:
@@ -148,13 +159,11 @@ class Demo:
             reports = await self._play(admin, scenario)
             await self._close_gates(admin, scenario)
             last = (await admin.call("venue.status", None, dict[str, Any]))["sequence"]
+            report = self._folder / "report.json"
             scoring = self._program(
-                "report",
-                "gateway.simulation.report",
-                str(self._exchange.log),
-                str(last),
-                str(self._scenario_folder),
-            )
+                "report", "gateway.simulation.report", str(self._exchange.log), str(last),
+                str(self._scenario_folder), str(report),
+            )  # fmt: skip
             await self._deliver(scenario)
             runs = [await self._settle("initial")]
             self._bring_late_files()
@@ -164,7 +173,8 @@ class Demo:
         self._step("exporting and verifying")
         ledger = self._cux_json("db", "check", *self._at(), allow_failure=True)
         audit = self._audit()
-        day = msgspec.json.decode(self._wait("report", scoring), type=DayReport)
+        self._wait("report", scoring)
+        day = msgspec.json.decode(report.read_bytes(), type=DayReport)
         return self._summary(scenario, reports, day, runs, found, ledger, audit, status)
 
     async def _admin(self) -> Client:
@@ -281,7 +291,8 @@ class Demo:
         conn = await connect(connection_of(self._exchange.postgres))
         try:
             rows = await conn.fetch(
-                "SELECT DISTINCT ON (trade_id) trade_id, verdict FROM cux.reconciliations ORDER BY trade_id, run DESC"
+                "SELECT DISTINCT ON (trade_id) trade_id, verdict FROM cux.reconciliations "
+                "ORDER BY trade_id, run DESC"
             )
             totals = await conn.fetchrow(
                 "SELECT coalesce(sum(payment_micros), 0)::bigint AS paid, "
@@ -402,7 +413,8 @@ class Demo:
         source = found["input"]
         surplus = found["surplus"]
         rows = {
-            "input": f"{source['trace']} trace, {source['prices']} prices, {source['carbon']} carbon ({source['why']})",
+            "input": f"{source['trace']} trace, {source['prices']} prices, {source['carbon']} carbon "
+            f"({source['why']})",
             "orders": f"{found['orders']} entered ({found['blocks']} blocks), {found['accepted']} accepted, "
             f"{found['cancels']} cancels, refused {found['refused'] or 'none'}",
             "fills": f"{found['fills']}, {found['gpu_hours']} of {found['demanded_gpu_hours']} GPU-hours "

@@ -62,4 +62,8 @@ def group(name: str, text: str) -> typer.Typer:
 
 
 # Each module enters its verbs where it is imported.
-from gateway.cli import evidence, money, operate, play, venue  # noqa: E402, F401
+import gateway.cli.evidence
+import gateway.cli.money
+import gateway.cli.operate
+import gateway.cli.play
+import gateway.cli.venue  # noqa: E402, F401

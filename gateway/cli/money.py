@@ -19,8 +19,8 @@ from schemas.venue import Venue
 from settlement.database import connect
 from settlement.ingest import ingest_folder
 from settlement.postgres import connection_of
-from settlement.submission import Sign
 from settlement.runs import explain, settle
+from settlement.submission import Sign
 
 C = TypeVar("C", bound=OperatorCommand)
 

@@ -1,4 +1,4 @@
-"""`cux participant`, `site`, `clock`, `status`: acts of an operator, signed here and sent to the admin door."""
+"""`cux participant`, `site`, `clock`, `status`: acts of an operator, signed here, sent to the admin door."""
 
 import time
 from pathlib import Path
@@ -124,7 +124,8 @@ def site_certify(
 ) -> None:
     """Register and certify a site.
 
-    Example: cux site certify 3 --account 7 --zone zhongwei --class H800-SXM --gpus 512 --carbon D --security S2
+    Example: cux site certify 3 --account 7 --zone zhongwei --class H800-SXM --gpus 512 --carbon D
+    --security S2
     """
     lots = {one.code: one.lot_eighths for one in DataFolder(folder).settings().venue.classes}
     if class_code not in lots:

@@ -18,6 +18,7 @@ from schemas.catalogue import load_venue
 scenario = group("scenario", "Inputs of a simulated market day.")
 Seed = Annotated[int, typer.Option(help="Same seed, same order files, byte for byte.")]
 Data = Annotated[Path | None, typer.Option(envvar="CUX_DATA", help="Real traces, prices and carbon.")]
+MinOrders = Annotated[int, typer.Option(min=1, help="The day has at least so many orders.")]
 Trace = Annotated[Path | None, typer.Option(help="Another trace folder of the openb form.")]
 
 
@@ -29,9 +30,7 @@ def data_folder(named: Path | None) -> Path | None:
 
 @app.command()
 def book(
-    contract: Annotated[
-        str, typer.Argument(help="As in H800-SXM.20261124T14; none lists those with orders.")
-    ] = "",
+    contract: Annotated[str, typer.Argument(help="As in H800-SXM.20261124T14; none: list them.")] = "",
     url: Url = URL,
     as_json: AsJson = False,
 ) -> None:
@@ -73,13 +72,20 @@ def scenario_build(
     trace: Trace = None,
     venue: Annotated[str, typer.Option(help="The venue's catalogue.")] = "china",
     day: Annotated[str, typer.Option(help="The trading day, in the venue's time zone.")] = "2026-11-24",
+    min_orders: MinOrders = 20_000,
 ) -> None:
     """Make a scenario: sites, participants and each client's order file, from a trace or from our own.
 
     Example: cux scenario build day1 --seed 7
     """
     found = build(
-        seed, out, data=data_folder(data), trace=trace, venue=load_venue(venue), day=date.fromisoformat(day)
+        seed,
+        out,
+        data=data_folder(data),
+        trace=trace,
+        venue=load_venue(venue),
+        day=date.fromisoformat(day),
+        min_orders=min_orders,
     )
     typer.echo(msgspec.json.encode(found))
 
@@ -115,18 +121,17 @@ def demo(
     trace: Trace = None,
     as_json: AsJson = False,
     until_done: Annotated[bool, typer.Option(help="Stop the exchange after the summary.")] = False,
-    folder: Annotated[Path, typer.Option(help="Where the demo keeps its files; emptied first.")] = Path(
-        ".cux/demo"
-    ),
+    folder: Annotated[Path, typer.Option(help="Where its files go; emptied first.")] = Path(".cux/demo"),
     port: Annotated[int, typer.Option(help="The gateway's port.")] = 8470,
     clock_speed: Annotated[int, typer.Option(min=1, help="Simulated seconds a second.")] = 1080,
+    min_orders: MinOrders = 20_000,
 ) -> None:
     """Run the main job: a trading day from orders to payment and proof, on a real cluster's demand.
 
     Example: cux demo --until-done --json
     """
     options = Options(
-        seed=seed, data=data_folder(data), trace=trace, folder=folder, port=port, clock_speed=clock_speed,
+        seed=seed, data=data_folder(data), trace=trace, folder=folder, port=port, clock_speed=clock_speed, min_orders=min_orders,
         until_done=until_done, as_json=as_json,
     )  # fmt: skip
     raise typer.Exit(Demo(options).run())

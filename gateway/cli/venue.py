@@ -42,7 +42,7 @@ def serve_command(
 
     Example: cux venue init china && cux serve
     """
-    serve(folder, host, port, lambda text: typer.echo(text))
+    serve(folder, host, port, typer.echo)
 
 
 @venue.command("init")

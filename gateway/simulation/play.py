@@ -22,7 +22,7 @@ VALID_PERMILLE = 900
 
 
 class PlayReport(Struct, frozen=True, kw_only=True):
-    """What a client did: acts sent, answers by name, and the time from sending to the answer, in microseconds."""
+    """What a client did: acts, refusals by name, and the microseconds from sending to the answer."""
 
     client: str
     entered: int

@@ -1,7 +1,7 @@
 """What a played day came to: volumes by class, and its surplus against the best and against separate books.
 
-A program of its own, so that it runs beside the rest: `python -m gateway.simulation.report LOG LAST SCENARIO`
-prints one JSON object.
+A program of its own, so that it runs beside the rest: `python -m gateway.simulation.report LOG LAST SCENARIO
+OUT` writes one JSON object.
 """
 
 import argparse
@@ -119,18 +119,19 @@ def _trades(records: Iterable[Decoded]) -> Iterable[Traded]:
 
 
 def main() -> int:
-    """Print the report of the log's records up to LAST, played from SCENARIO."""
+    """Write the report of the log's records up to LAST, played from SCENARIO."""
     parser = argparse.ArgumentParser(prog="python -m gateway.simulation.report", description=main.__doc__)
     parser.add_argument("log", type=Path)
     parser.add_argument("last", type=int)
     parser.add_argument("scenario", type=Path)
+    parser.add_argument("out", type=Path)
     arguments = parser.parse_args()
     os.nice(PRIORITY)
     scenario = read_scenario(arguments.scenario)
     acts = [act for client in scenario.clients for act in read_acts(arguments.scenario, client)]
     records = [decoded(record) for record in read_records(arguments.log, 1, arguments.last)]
     report = day_report(records, surplus_report(records, private_values(acts)))
-    sys.stdout.write(msgspec.json.encode(report).decode() + "\n")
+    arguments.out.write_bytes(msgspec.json.encode(report))
     return 0
 
 
