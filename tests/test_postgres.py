@@ -205,10 +205,17 @@ def test_a_folder_hidden_from_the_servers_user_is_served_and_its_parents_stay_hi
     with Postgres.start(hidden / "db") as server:
         assert ask(server.connection, "SELECT 1") == 1
         assert connection_of(hidden / "db") == server.connection
+        assert server.pid is not None
+        os.kill(server.pid, signal.SIGKILL)
+        assert gone(server.pid)
+        server.stop()
+    with Postgres.start(hidden / "db") as server:
+        assert ask(server.connection, "SELECT 1") == 1
+    # All of it is in the folder, and goes with it.
+    assert stat.S_IMODE((hidden / "db" / "data").stat().st_mode) == 0o700
     assert stat.S_IMODE(hidden.stat().st_mode) == 0o700
-    (home,) = (place / "shared").glob("database-*")
-    assert stat.S_IMODE((home / "data").stat().st_mode) == 0o700
-    assert stat.S_IMODE(home.stat().st_mode) == 0o710
+    assert [path.name for path in place.iterdir()] == ["hidden"]
+    assert not Path(server.connection["host"]).exists()
 
 
 @as_root
@@ -292,14 +299,14 @@ def test_a_file_where_the_folder_should_be_is_refused(place: Path) -> None:
 def test_a_full_disk_is_told_and_a_second_start_with_room_works(place: Path) -> None:
     small = place / "small"
     small.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=20m,mode=0711", "tmpfs", small], check=False
-    )
-    if mounted.returncode != 0:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=5m,mode=0711", "tmpfs", str(small)]
+    if subprocess.run(mount, check=False).returncode != 0:
         pytest.skip("this system does not let us mount a small disk")
     try:
-        with pytest.raises(DatabaseError, match="cannot be created: the disk is full"):
-            Postgres.start(small / "db")
+        for size in ("5m", "20m", "25m"):
+            subprocess.run(["mount", "-o", f"remount,size={size}", small], check=True)
+            with pytest.raises(DatabaseError, match=r"cannot be created: the disk is full: .*FATAL"):
+                Postgres.start(small / "db")
         subprocess.run(["mount", "-o", "remount,size=200m", small], check=True)
         with Postgres.start(small / "db") as server:
             assert ask(server.connection, "SELECT 1") == 1
