@@ -193,6 +193,8 @@ def _start(folder: Path) -> Postgres:
         socket_folder, temporary = _socket_folder(server, state.get("temporary"))
         state["temporary"] = str(temporary) if temporary else None
         known = state.get("connection")
+        if known is None and server.data.exists():
+            raise DatabaseError(f"{folder} holds a database, but its password is lost with {_STATE_FILE}")
         state["connection"] = {
             "host": str(socket_folder),
             "port": 5432,

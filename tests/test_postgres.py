@@ -289,6 +289,13 @@ def test_data_of_another_major_version_are_refused(place: Path) -> None:
         Postgres.start(place / "db")
 
 
+def test_data_without_their_password_are_refused(place: Path) -> None:
+    Postgres.start(place / "db").stop()
+    (place / "db/connection.json").unlink()
+    with pytest.raises(DatabaseError, match=r"password is lost with connection\.json"):
+        Postgres.start(place / "db")
+
+
 def test_a_file_where_the_folder_should_be_is_refused(place: Path) -> None:
     (place / "db").write_text("")
     with pytest.raises(DatabaseError, match=r"cannot be started: .*File exists"):
