@@ -188,13 +188,11 @@ def _start(folder: Path) -> Postgres:
     lock = _take_lock(folder)
     temporary: Path | None = None
     try:
-        state = _read_state(folder) or {}
+        state = _state_of(folder)
         server = _Server(user, binaries, folder, _is_hidden(folder, user))
         socket_folder, temporary = _socket_folder(server, state.get("temporary"))
         state["temporary"] = str(temporary) if temporary else None
         known = state.get("connection")
-        if known is None and server.data.exists():
-            raise DatabaseError(f"{folder} holds a database, but its password is lost with {_STATE_FILE}")
         state["connection"] = {
             "host": str(socket_folder),
             "port": 5432,
@@ -391,6 +389,14 @@ def _read_state(folder: Path) -> dict[str, Any] | None:
     except ValueError:
         raise DatabaseError(f"{folder / _STATE_FILE} is damaged") from None
     return state
+
+
+def _state_of(folder: Path) -> dict[str, Any]:
+    """Return what is known of the folder's server, nothing of a new one."""
+    state = _read_state(folder)
+    if state is None and (folder / "data").exists():
+        raise DatabaseError(f"{folder} holds a database, but its password is lost with {_STATE_FILE}")
+    return state or {}
 
 
 def _write_state(folder: Path, state: dict[str, Any]) -> None:
