@@ -2,13 +2,18 @@
 
 import sys
 
+# Each module enters its verbs where it is imported.
+import gateway.cli.evidence
+import gateway.cli.money
+import gateway.cli.operate
+import gateway.cli.play
+import gateway.cli.venue  # noqa: F401
 from gateway.cli.app import app
+from gateway.cli.failures import EXPECTED
 
 
 def main() -> None:
     """Run the command line; a refusal is one sentence and a non-zero exit."""
-    from gateway.cli.failures import EXPECTED  # noqa: PLC0415 - what can fail pulls in the whole house
-
     try:
         app()
     except EXPECTED as error:

@@ -59,11 +59,3 @@ def group(name: str, text: str) -> typer.Typer:
     verbs = typer.Typer(help=text, no_args_is_help=True)
     app.add_typer(verbs, name=name)
     return verbs
-
-
-# Each module enters its verbs where it is imported.
-import gateway.cli.evidence
-import gateway.cli.money
-import gateway.cli.operate
-import gateway.cli.play
-import gateway.cli.venue  # noqa: E402, F401

@@ -6,12 +6,16 @@ from exchange.folder import FolderError
 from exchange.link import BusyError, CoreLostError
 from exchange.log import LogError
 from gateway.client import LostError, RefusedError
+from gateway.demo.programs import DemoError
 from gateway.serve import ServeError
+from gateway.simulation.meter import MeterError
 from gateway.simulation.openb import TraceError
 from gateway.simulation.scenario import ScenarioError
 from schemas.catalogue import VenueError
 from settlement.audit.export import ExportError
 from settlement.postgres import DatabaseError
+from settlement.runs import RunError
+from settlement.submission import RefusedError as SettlementRefusedError
 
 EXPECTED = (
     FolderError,
@@ -21,11 +25,15 @@ EXPECTED = (
     LostError,
     RefusedError,
     ServeError,
+    DemoError,
     VenueError,
     TraceError,
+    MeterError,
     ScenarioError,
     ExportError,
     DatabaseError,
+    RunError,
+    SettlementRefusedError,
     asyncpg.PostgresError,
     OSError,
 )

@@ -10,7 +10,7 @@ from rich.table import Table
 
 from gateway.cli.app import URL, AsJson, Url, app, console, group, run, show
 from gateway.client import Client
-from gateway.demo import Demo, Options
+from gateway.demo.job import Demo, Options
 from gateway.simulation.build import build
 from gateway.simulation.play import Player
 from schemas.catalogue import load_venue
@@ -23,7 +23,7 @@ Trace = Annotated[Path | None, typer.Option(help="Another trace folder of the op
 
 
 def data_folder(named: Path | None) -> Path | None:
-    """Return the folder of real data: the one named, else `shared/data` beside the project; None if missing."""
+    """Return the folder of real data: the one named, else `shared/data` beside the project, or None."""
     folder = named or Path(__file__).resolve().parents[2].parent / "shared" / "data"
     return folder if folder.is_dir() else None
 
@@ -131,7 +131,14 @@ def demo(
     Example: cux demo --until-done --json
     """
     options = Options(
-        seed=seed, data=data_folder(data), trace=trace, folder=folder, port=port, clock_speed=clock_speed, min_orders=min_orders,
-        until_done=until_done, as_json=as_json,
-    )  # fmt: skip
+        seed=seed,
+        data=data_folder(data),
+        trace=trace,
+        folder=folder,
+        port=port,
+        clock_speed=clock_speed,
+        min_orders=min_orders,
+        until_done=until_done,
+        as_json=as_json,
+    )
     raise typer.Exit(Demo(options).run())
