@@ -315,7 +315,8 @@ class Engine:
         tick_lot_micros = self.tick_lot_micros[command.class_code]
         if 2 * command.price_ticks * command.lots * command.hours * tick_lot_micros >= MAX_MICROS:
             _refuse(RejectReason.NOTIONAL_OUT_OF_RANGE, "price_ticks", f"a notional below {MAX_MICROS // 2}")
-        if (command.time_in_force is TimeInForce.GTD) != (command.expire_ns > self.time_ns):
+        expires, dated = command.expire_ns, command.time_in_force is TimeInForce.GTD
+        if expires <= self.time_ns if dated else expires != 0:
             _refuse(RejectReason.TIME_IN_FORCE_MISMATCH, "expire_ns", "a time ahead with gtd, none otherwise")
         cell = self._demand_cell(command) if command.side is Side.BUY else self._supply_cell(account, command)
         self._check_hours(command)
