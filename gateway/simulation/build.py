@@ -20,7 +20,7 @@ from gateway.simulation.draws import BUYERS_MAX, SITES_MAX
 from gateway.simulation.market import Market, Planned, open_market
 from gateway.simulation.openb import Node, Pod, TraceError
 from gateway.simulation.prices import Offer
-from gateway.simulation.rehearsal import LEAST_SUPPLY_PERMILLE, search, unfilled_permille
+from gateway.simulation.rehearsal import LEAST_SUPPLY_PERMILLE, first_supply, search, unfilled_permille
 from gateway.simulation.scenario import (
     Act,
     Participant,
@@ -117,7 +117,7 @@ def build(
         cast = _cast(plan, supply_permille)
         return unfilled_permille(market, cast.participants, cast.sites, cast.acts)
 
-    best, rounds = search(rehearse)
+    best, rounds = search(rehearse, first_supply(market, plan.orders.jobs))
     cast = _cast(plan, best.supply_permille)
     summary = _summary(plan, cast, best.unfilled_permille, rounds)
     assert summary.enters >= min_orders
@@ -180,7 +180,7 @@ def read_inputs(data: Path | None, trace: Path | None = None) -> Inputs:
 def _plan(market: Market, inputs: Inputs, min_orders: int, buyer_clients: Sequence[str]) -> Plan:
     arrivals = busy_arrivals(market, inputs.pods)
     deck = NodeDeck(market, inputs.nodes)
-    orders = _enough_orders(market, inputs.nodes, arrivals.pods, deck, min_orders)
+    orders = _enough_orders(market, inputs.nodes, arrivals, deck, min_orders)
     first_buyer = max(site.account for site in orders.sites) + 1
     buyers = draw_buyers(market, first_buyer, min(BUYERS_MAX, len(orders.jobs)), buyer_clients)
     return Plan(
@@ -195,13 +195,13 @@ def _plan(market: Market, inputs: Inputs, min_orders: int, buyer_clients: Sequen
 
 
 def _enough_orders(
-    market: Market, nodes: Sequence[Node], pods: Sequence[Pod], deck: NodeDeck, min_orders: int
+    market: Market, nodes: Sequence[Node], arrivals: Arrivals, deck: NodeDeck, min_orders: int
 ) -> Orders:
     """Return jobs and sites that make at least `min_orders` orders, already at the least supply."""
     sites_most = SITES_MAX * min(min_orders, USUAL_ORDERS) // USUAL_ORDERS
     count = min_orders * BIDS_PERMILLE // 1000 + 1
     while True:
-        jobs = draw_jobs(market, nodes, pods, count)
+        jobs = draw_jobs(market, nodes, arrivals, count)
         lot_hours: Counter[str] = Counter()
         for job in jobs:
             lot_hours[job.class_code] += job.lots * len(job.hours)
@@ -319,6 +319,7 @@ def _summary(plan: Plan, cast: Cast, unfilled: int, rounds: int) -> ScenarioSumm
         offered_gpu_hours=_gpu_hours(market, offered),
         arrivals_scale=str(Decimal(round(scale * 100)) / 100),
         busy_days=plan.arrivals.days,
+        job_hours_most=plan.arrivals.hours_most,
         pods_left_out=plan.arrivals.left_out,
         unfilled_permille=unfilled,
         rounds=rounds,

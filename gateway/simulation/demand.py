@@ -9,14 +9,18 @@ from exchange.contract import HOUR_NS
 from exchange.eligibility import Eligibility
 from gateway.simulation import draws
 from gateway.simulation.draws import pick, stream
-from gateway.simulation.market import Market, Planned, lots_of_node
+from gateway.simulation.market import Market, Planned
 from gateway.simulation.openb import MODELS, Node, Pod
 from gateway.simulation.scenario import ScenarioError
 from gateway.simulation.supply import SitePlan
 from schemas.commands import CancelOrder, EnterOrder, Requirement, Side
 
 JOB_HOURS_MAX = 24
-"""A longer job is cut to its first day."""
+MEAN_JOB_HOURS_MAX = 4
+"""Longer jobs are cut: to a day, and to less where the trace's jobs would take more hours on average.
+
+So the deliveries of a day stay within what a demonstration can meter. The openb trace takes 1.8 hours.
+"""
 
 BUSY_PART = 4
 """A busy day has at least this part of the arrivals of the busiest: a quarter."""
@@ -26,11 +30,15 @@ _MINUTE_NS = 60_000_000_000
 
 
 class Arrivals(NamedTuple):
-    """The pods of the busy days, how many days these are, and the GPU pods that no node can serve."""
+    """The pods of the busy days, how many days these are, and the GPU pods that no node can serve.
+
+    Jobs longer than `hours_most` are cut to it.
+    """
 
     pods: list[Pod]
     days: int
     left_out: int
+    hours_most: int
 
 
 class Job(NamedTuple):
@@ -66,30 +74,37 @@ def busy_arrivals(market: Market, pods: Sequence[Pod]) -> Arrivals:
     most = max(by_day.values())
     days = {day for day, count in by_day.items() if count * BUSY_PART >= most}
     busy = [pod for pod in servable if pod.arrival_ns // _DAY_NS in days]
-    return Arrivals(busy, len(days), len(pods) - len(servable))
+    wanted = [_whole_hours(pod.duration_ns) for pod in busy]
+    hours_most = JOB_HOURS_MAX
+    while sum(min(hours, hours_most) for hours in wanted) > MEAN_JOB_HOURS_MAX * len(busy):
+        hours_most -= 1
+    return Arrivals(busy, len(days), len(pods) - len(servable), hours_most)
 
 
-def draw_jobs(market: Market, nodes: Iterable[Node], pods: Sequence[Pod], count: int) -> list[Job]:
+def draw_jobs(market: Market, nodes: Iterable[Node], arrivals: Arrivals, count: int) -> list[Job]:
     """Return `count` jobs: pods drawn with replacement, at their time of day, each of one class.
 
     A pod of several classes, or of none named, takes one by the GPUs that the trace's nodes have of it.
     """
     gpus: Counter[str] = Counter()
     for node in nodes:
-        if lots_of_node(node.gpus, market.classes[MODELS[node.model]]):
-            gpus[MODELS[node.model]] += node.gpus
+        gpus[MODELS[node.model]] += node.gpus
+    day_ns = market.window.end_ns - market.window.start_ns
     random = stream(market.seed, "jobs")
     jobs: list[Job] = []
     for _ in range(count):
-        pod = pods[random.randrange(len(pods))]
-        codes = [MODELS[model] for model in pod.models] or list(market.classes)
-        code = pick(random, [(code, gpus[code]) for code in codes])
+        pod = random.choice(arrivals.pods)
+        named = [MODELS[model] for model in pod.models] or list(market.classes)
+        code = pick(random, [(code, gpus[code]) for code in named if code in market.classes])
         jitter_ns = random.randint(-draws.ARRIVAL_JITTER_NS, draws.ARRIVAL_JITTER_NS)
-        day_ns = market.window.end_ns - market.window.start_ns
-        at_ns = market.window.start_ns + (pod.arrival_ns % _DAY_NS + jitter_ns) % day_ns
+        # Around midnight the jitter is mirrored, so that an evening stays an evening.
+        of_day_ns = abs(pod.arrival_ns % _DAY_NS + jitter_ns)
+        of_day_ns = min(of_day_ns, 2 * _DAY_NS - 1 - of_day_ns)
+        at_ns = market.window.start_ns + min(of_day_ns, day_ns - 1)
         lot_eighths = market.classes[code].lot_eighths
         lots = min(-(-pod.gpu_milli * 8 // (1000 * lot_eighths)), market.venue.limits.order_max_lots)
-        hours = _hours(market, at_ns, pod.duration_ns, pick(random, draws.LEAD_HOURS))
+        wanted = min(_whole_hours(pod.duration_ns), arrivals.hours_most)
+        hours = _delivery_hours(market, at_ns, wanted, pick(random, draws.LEAD_HOURS))
         jobs.append(Job(at_ns, code, lots, hours, pod.qos in draws.BATCH_QOS))
     return jobs
 
@@ -205,13 +220,17 @@ class _RequirementDesk:
         )
 
 
-def _hours(market: Market, at_ns: int, duration_ns: int, lead: int) -> range:
-    """Return the delivery hours: whole hours, a day at most, after the gate's room and the lead."""
+def _whole_hours(duration_ns: int) -> int:
+    """Return the hours that a job takes, rounded up: one at least."""
+    return max(1, -(-duration_ns // HOUR_NS))
+
+
+def _delivery_hours(market: Market, at_ns: int, wanted: int, lead: int) -> range:
+    """Return the delivery hours, which begin `lead` after the first that the gate leaves room for."""
     window = market.window.hours
     earliest = -(-(at_ns + draws.BID_ROOM_NS + market.venue.gate_seconds * 1_000_000_000) // HOUR_NS)
     earliest = max(earliest, window.start)
-    longest = min(JOB_HOURS_MAX, market.venue.limits.block_max_hours, window.stop - earliest)
-    hours = min(max(1, -(-duration_ns // HOUR_NS)), longest)
+    hours = min(wanted, market.venue.limits.block_max_hours, window.stop - earliest)
     # A job that would end after the last hour starts sooner.
     start = min(earliest + lead, window.stop - hours)
     return range(start, start + hours)

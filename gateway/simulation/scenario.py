@@ -100,6 +100,7 @@ class ScenarioSummary(Part, frozen=True, kw_only=True):
     offered_gpu_hours: str
     arrivals_scale: str
     busy_days: int
+    job_hours_most: int
     pods_left_out: int
     unfilled_permille: int
     rounds: int
