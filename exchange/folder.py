@@ -80,6 +80,8 @@ class DataFolder:
     @property
     def run(self) -> Path:
         """Where the sockets are: in the folder, or among temporary files where its path is too long."""
+        if not self.settings_file.exists():
+            raise FolderError(f"{self.path} holds no exchange; make one with cux venue init")
         inside = self.path / "run"
         if len(os.fsencode(inside)) + 20 <= _SOCKET_PATH_MAX:
             folder = inside
