@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections import Counter
 from datetime import UTC, date, datetime
+from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 
@@ -323,7 +324,7 @@ def test_pods_that_no_node_can_serve_are_left_out_and_counted(tmp_path: Path) ->
 
 
 def test_a_class_without_offers_is_priced_by_the_catalogue_then_by_fp32(tmp_path: Path) -> None:
-    offers = [prices.Offer("t4", msgspec.json.decode("16"), prices.Decimal("0.5"))]
+    offers = [prices.Offer("t4", Decimal(16), Decimal("0.5"))]
     found = prices.market_prices(CHINA, ["T4", "V100-SXM2-16", "P100-PCIE"], offers)
     assert found["T4"].middle_ticks == 350
     reference = CLASSES["V100-SXM2-16"].reference_price_ticks
@@ -400,7 +401,8 @@ def test_the_same_seed_gives_the_same_bytes_in_another_process(tmp_path: Path) -
     program = (
         "import sys; from datetime import date; from pathlib import Path\n"
         "from gateway.simulation.build import build; from schemas.catalogue import load_venue\n"
-        f"build(7, Path(sys.argv[1]), data=None, venue=load_venue('china'), day=date(2026, 11, 24), min_orders={FEW})"
+        "china, day = load_venue('china'), date(2026, 11, 24)\n"
+        f"build(7, Path(sys.argv[1]), data=None, venue=china, day=day, min_orders={FEW})"
     )
     environment = os.environ | {"PYTHONHASHSEED": "12345"}
     subprocess.run([sys.executable, "-c", program, str(tmp_path / "b")], check=True, env=environment)
@@ -570,10 +572,10 @@ def test_in_the_engine_a_fifth_to_two_fifths_of_the_demand_stay_unfilled(built: 
                 act.at_ns, CancelOrder(act.account, client_order_id=act.params["client_order_id"])
             )
         else:
-            command = entered(act)
-            events = engine.apply(act.at_ns, command)
-            if command.side is Side.BUY:
-                demanded += gpu_hours(command.class_code, command.lots * command.hours)
+            order = entered(act)
+            events = engine.apply(act.at_ns, order)
+            if order.side is Side.BUY:
+                demanded += gpu_hours(order.class_code, order.lots * order.hours)
         for event in events:
             trades = event.legs if isinstance(event, BlockTraded) else (event,)
             filled += sum(gpu_hours(t.class_code, t.lots) for t in trades if isinstance(t, Traded))

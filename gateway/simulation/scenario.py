@@ -18,12 +18,12 @@ from schemas.commands import (
     Authority,
     CertifySite,
     Deposit,
-    OperatorCommand,
     RegisterAccount,
     RegisterKey,
     Scope,
 )
 
+SetupCommand = RegisterAccount | RegisterKey | Deposit | CertifySite
 KeySeed = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
 CarbonByHour = Mapping[tuple[str, int], int]
 """Grid intensity in milligrams CO2e per kWh by zone and Unix hour."""
@@ -122,9 +122,9 @@ class Scenario(Part, frozen=True, kw_only=True):
     sites: tuple[Site, ...]
     summary: ScenarioSummary
 
-    def setup_commands(self) -> list[OperatorCommand]:
+    def setup_commands(self) -> list[SetupCommand]:
         """Return what an operator signs before the play: accounts, keys, deposits, certificates."""
-        commands: list[OperatorCommand] = []
+        commands: list[SetupCommand] = []
         for one in self.participants:
             public_key = one.private_key().public_key().public_bytes_raw()
             commands += (
