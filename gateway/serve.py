@@ -38,6 +38,7 @@ class Exchange:
         self._host, self._port = host, port
         self._tell = tell
         self._processes: dict[str, asyncio.subprocess.Process] = {}
+        self._postgres_pid: int | None = None
         self._restarts: deque[float] = deque()
 
     async def run(self, postgres: Postgres, stop: asyncio.Event) -> None:
@@ -46,6 +47,7 @@ class Exchange:
         Raises:
             ServeError: a process ended before it was ready, or keeps dying.
         """
+        self._postgres_pid = postgres.pid
         conn = await connect(postgres.connection)
         await migrate(conn)
         await conn.close()
@@ -59,8 +61,7 @@ class Exchange:
                 watching[asyncio.create_task(self._processes[name].wait())] = name
             self._tell(
                 f"exchange ready at ws://{self._host}:{self._port}/ws; "
-                + ", ".join(f"{name} {process.pid}" for name, process in self._processes.items())
-                + (f", postgres {postgres.pid}" if postgres.pid else "")
+                + ", ".join(f"{name} {pid}" for name, pid in self._pids().items())
             )
             while not stopping.done():
                 done, _ = await asyncio.wait({stopping, *watching}, return_when=asyncio.FIRST_COMPLETED)
@@ -85,8 +86,11 @@ class Exchange:
         self._processes[name] = await asyncio.create_subprocess_exec(
             *arguments, env=environment, start_new_session=True
         )
+        (self._folder.run / "pids.json").write_bytes(msgspec.json.encode(self._pids()))
+
+    def _pids(self) -> dict[str, int]:
         pids = {name: process.pid for name, process in self._processes.items()}
-        (self._folder.run / "pids.json").write_bytes(msgspec.json.encode(pids))
+        return pids if self._postgres_pid is None else {"postgres": self._postgres_pid, **pids}
 
     async def _until_ready(self, name: str, ready: Callable[[], Awaitable[bool]]) -> None:
         deadline = time.monotonic() + START_SECONDS

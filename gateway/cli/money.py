@@ -8,6 +8,7 @@ from typing import Annotated, Any, NamedTuple, TypeVar
 
 import asyncpg
 import typer
+from rich.status import Status
 
 from exchange.contract import HOUR_NS
 from exchange.folder import DataFolder
@@ -20,7 +21,7 @@ from settlement.database import connect
 from settlement.ingest import ingest_folder
 from settlement.postgres import connection_of
 from settlement.runs import explain, settle
-from settlement.submission import Sign
+from settlement.submission import Progress, Sign
 
 C = TypeVar("C", bound=OperatorCommand)
 
@@ -60,6 +61,11 @@ async def desk(folder: Path, key: Path | None, reason: str) -> AsyncIterator[Des
         await conn.close()
 
 
+def told_by(shown: Status) -> Progress:
+    """Return a progress that is shown on the terminal."""
+    return lambda what, done, total: shown.update(f"{what}: {done} of {total}")
+
+
 @meter.command("ingest")
 def meter_ingest(
     meters: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="A folder of site-N folders.")],
@@ -76,7 +82,7 @@ def meter_ingest(
     async def work() -> dict[str, Any]:
         async with desk(folder, key, "readings") as open_desk:
             now = await open_desk.link.clock()
-            with console.status("reading meters"):
+            with console.status("reading meters") as shown:
                 report = await ingest_folder(
                     open_desk.conn,
                     open_desk.link.submit,
@@ -85,6 +91,7 @@ def meter_ingest(
                     now_ns=now.time_ns,
                     sign=open_desk.sign,
                     clock_skew_seconds=open_desk.venue.settlement.clock_skew_seconds,
+                    progress=told_by(shown),
                 )
         return report._asdict()
 
@@ -109,7 +116,7 @@ def settle_run(
         async with desk(folder, key, f"{kind} run") as open_desk:
             last = await open_desk.conn.fetchval("SELECT coalesce(max(run), 0) FROM cux.settlement_runs")
             now = await open_desk.link.clock()
-            with console.status("settling"):
+            with console.status("settling") as shown:
                 report = await settle(
                     open_desk.conn,
                     open_desk.link.submit,
@@ -119,6 +126,7 @@ def settle_run(
                     kind=kind,
                     last_sequence=open_desk.link.durable,
                     before_hour=now.time_ns // HOUR_NS - grace_hours,
+                    progress=told_by(shown),
                 )
         return report._asdict()
 

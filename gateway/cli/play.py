@@ -8,11 +8,27 @@ import msgspec
 import typer
 from rich.table import Table
 
-from gateway.cli.app import URL, AsJson, Url, app, console, group, run, show
+from exchange.folder import DataFolder
+from gateway.cli.app import (
+    FOLDER,
+    URL,
+    AsJson,
+    Folder,
+    KeyFile,
+    Url,
+    app,
+    console,
+    group,
+    operator_key,
+    run,
+    show,
+)
 from gateway.client import Client
 from gateway.demo.job import Demo, Options
 from gateway.simulation.build import build
 from gateway.simulation.play import Player
+from gateway.simulation.register import register
+from gateway.simulation.scenario import read_scenario
 from schemas.catalogue import load_venue
 
 scenario = group("scenario", "Inputs of a simulated market day.")
@@ -88,6 +104,25 @@ def scenario_build(
         min_orders=min_orders,
     )
     typer.echo(msgspec.json.encode(found))
+
+
+@scenario.command("register")
+def scenario_register(
+    scenario_folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="A scenario folder.")],
+    folder: Folder = FOLDER,
+    key: KeyFile = None,
+) -> None:
+    """Open the scenario's accounts at a running exchange, fund them, certify its sites.
+
+    Example: cux scenario register day1 && cux play day1 --client providers
+    """
+    exchange = DataFolder(folder)
+
+    async def work() -> int:
+        async with Client(socket=exchange.admin_socket) as admin:
+            return await register(admin, read_scenario(scenario_folder), operator_key(exchange, key))
+
+    typer.echo(f"{run(work())} commands taken")
 
 
 @app.command()

@@ -7,7 +7,6 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Sequence
 from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,23 +15,24 @@ import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from rich.console import Console
 
-from exchange.contract import HOUR_NS, symbol
+from exchange.contract import HOUR_NS
 from exchange.folder import DataFolder
 from exchange.quantity import lots_of
 from gateway.client import Client, LostError
 from gateway.demo import summary
+from gateway.demo.next_day import open_next_day
 from gateway.demo.programs import DemoError, Program, Programs
 from gateway.demo.proof import prove
 from gateway.keys import read_key
 from gateway.simulation.market import trading_window
 from gateway.simulation.meter import Delivery
 from gateway.simulation.play import PlayReport
+from gateway.simulation.register import register
 from gateway.simulation.report import DayReport
 from gateway.simulation.scenario import Scenario, read_scenario
 from gateway.venue_setup import init_venue
-from schemas.authority import signed
 from schemas.catalogue import load_venue
-from schemas.commands import OperatorCommand, Side
+from schemas.commands import Side
 from settlement.audit.note import verifier_key
 from settlement.database import connect
 from settlement.postgres import connection_of
@@ -45,7 +45,6 @@ SET_UP_NS = HOUR_NS // 2
 """Simulated time stands this long before the trading day while accounts and sites are registered."""
 START_SECONDS = 60.0
 POLL_SECONDS = 0.5
-AT_ONCE = 200
 
 
 class Options(NamedTuple):
@@ -90,7 +89,7 @@ class Demo:
                 sys.stdout.write(json.dumps(found) + "\n")
                 sys.stdout.flush()
             if not self._options.until_done:
-                self._stay(server, found)
+                self._stay(server)
             return 1 if failed else 0
         finally:
             self._programs.end()
@@ -176,6 +175,8 @@ class Demo:
             try:
                 await client.connect()
                 await client.call("venue.status")
+                pids = json.loads((self._exchange.run / "pids.json").read_bytes())
+                self._console.print("  " + ", ".join(f"{name} {pid}" for name, pid in pids.items()))
                 return client
             except LostError:
                 if server.poll() is not None or time.monotonic() > deadline:
@@ -185,11 +186,7 @@ class Demo:
 
     async def _register(self, admin: Client, scenario: Scenario) -> None:
         self._step(f"registering {len(scenario.participants)} participants and {len(scenario.sites)} sites")
-        key = read_key(self._exchange.keys / "operator-1.key")
-        for some in _in_order(scenario.setup_commands()):
-            await asyncio.gather(
-                *(admin.operate(signed(command, key, time.time_ns(), "simulation")) for command in some)
-            )
+        await register(admin, scenario, read_key(self._exchange.keys / "operator-1.key"))
 
     async def _play(self, admin: Client, scenario: Scenario) -> list[PlayReport]:
         reports = {client: self._folder / f"{client}.json" for client in scenario.clients}
@@ -323,14 +320,14 @@ class Demo:
 
     # -- afterwards ------------------------------------------------------------------------------------
 
-    def _stay(self, server: Program, found: dict[str, Any]) -> None:
-        code = found["classes"][0]["class_code"]
-        contract = symbol(code, read_scenario(self._scenario).last_delivery_hour + 24)
+    def _stay(self, server: Program) -> None:
+        contract = asyncio.run(open_next_day(self._scenario, self._url))
         self._console.print(
-            f"\nThe exchange stays up at {self._url}; end it with Ctrl-C. Look at it from another terminal:\n"
-            f"  cux status --folder {self._exchange.path}\n"
+            f"\nThe exchange stays up at {self._url}, its clock stands; end it with Ctrl-C.\n"
+            "Look at it from another terminal:\n"
             f"  cux book --url {self._url}\n"
             f"  cux book {contract} --url {self._url}\n"
+            f"  cux status --folder {self._exchange.path}\n"
             f"  cux settle status --folder {self._exchange.path}\n"
             f"  cux settle explain 1 --folder {self._exchange.path}",
             soft_wrap=True,
@@ -343,14 +340,6 @@ class Demo:
 
     def _at(self) -> list[str]:
         return ["--folder", str(self._exchange.path)]
-
-
-def _in_order(commands: Sequence[OperatorCommand]) -> list[list[OperatorCommand]]:
-    """Return the commands by kind, some at a time: those of one kind do not depend on each other."""
-    kinds: dict[type[OperatorCommand], list[OperatorCommand]] = {}
-    for command in commands:
-        kinds.setdefault(type(command), []).append(command)
-    return [some[i : i + AT_ONCE] for some in kinds.values() for i in range(0, len(some), AT_ONCE)]
 
 
 def _until_ready(name: str, program: Program) -> None:
