@@ -548,7 +548,7 @@ def check_asks(folder: Path, scenario: Scenario, acts: list[Act]) -> None:
         )
         assert order.carbon == claimed
         assert grades.index(site.carbon) <= grades.index(claimed)
-    hours = range(scenario.sites[0].from_hour, scenario.sites[0].until_hour)
+    hours = range(scenario.sites[0].from_hour, scenario.last_delivery_hour + 1)
     assert len(listed) == len(sites) * len(hours)
     for (number, _), names in listed.items():
         assert sum(names.values()) == sites[number].capacity_lots

@@ -36,6 +36,8 @@ from schemas.venue import Venue
 
 SMALL = Path(__file__).parent / "scenarios" / "small"
 PROVIDERS = "providers"
+CERTIFIED_AFTER_HOURS = 30 * 24
+"""How long a certificate outlasts the last hour that is traded in the scenario."""
 FIRST_ACCOUNT = 1000
 BIDS_PERMILLE = 700
 """The bids' share of the orders asked for; more where the asks are few."""
@@ -263,7 +265,7 @@ def _site(market: Market, plan: SitePlan, lots: int) -> Site:
         carbon=codes[best],
         security=plan.security,
         from_hour=market.window.hours.start,
-        until_hour=market.window.hours.stop,
+        until_hour=market.window.hours.stop + CERTIFIED_AFTER_HOURS,
     )
 
 
