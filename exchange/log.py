@@ -168,6 +168,9 @@ class FileLog:
     def _start_segment(self) -> None:
         path = self._folder / f"{self._last + 1:020d}.log"
         old = getattr(self, "_file", None)
+        if old is not None:
+            # Its last seal too: a tear in a segment that has a successor would be damage.
+            os.fdatasync(old)
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
         self._size = 0
         folder = os.open(self._folder, os.O_RDONLY)
@@ -213,22 +216,35 @@ class FileLog:
             raise LogError(f"{where}; later segments exist, so this is no torn tail")
         if self._known_durable > self._last:
             raise LogError(f"{where}; the log was durable up to {self._known_durable}")
-        at = data.find(_MAGIC, offset + 1)
-        while at >= 0:
-            later = batch_at(data, at)
-            if later is not None and later.durable > self._last:
-                raise LogError(f"{where}; the log was durable up to {later.durable}, so this is no torn tail")
-            at = data.find(_MAGIC, at + 1)
+        durable = _durable_later(data, offset)
+        if durable > self._last:
+            raise LogError(f"{where}; the log was durable up to {durable}, so this is no torn tail")
+
+
+def _durable_later(data: bytes, offset: int) -> int:
+    """Return up to where the log was durable by the whole batches after the damage at `offset`; 0 if none."""
+    durable = 0
+    at = data.find(_MAGIC, offset + 1)
+    while at >= 0:
+        later = batch_at(data, at)
+        if later is not None:
+            durable = max(durable, later.durable)
+        at = data.find(_MAGIC, at + 1)
+    return durable
 
 
 def read_records(folder: Path, first: int = 1, last: int | None = None) -> Iterator[Record]:
-    """Yield the records `first` to `last` (default: all whole batches) of a log at rest.
+    """Yield the records `first` to `last` of a log at rest; where it ends before `last`, as far as it goes.
+
+    By default all whole batches, without a torn tail.
 
     Raises:
-        LogError: a batch before `last` is damaged or missing.
+        LogError: a batch is damaged or missing before the last one asked for.
     """
     expected = 0
     paths = segments(folder)
+    if paths and int(paths[0].stem) > first:
+        raise LogError(f"{folder} starts at {int(paths[0].stem)}; {first} was asked for")
     for index, path in enumerate(paths):
         if index + 1 < len(paths) and int(paths[index + 1].stem) <= first:
             continue
@@ -238,7 +254,8 @@ def read_records(folder: Path, first: int = 1, last: int | None = None) -> Itera
         while offset < len(data):
             batch = batch_at(data, offset)
             if batch is None:
-                if last is None and index == len(paths) - 1:
+                torn = index == len(paths) - 1 and _durable_later(data, offset) < max(expected, 1)
+                if last is None and torn:
                     return
                 raise LogError(f"{path} is damaged at byte {offset}")
             if expected and batch.first_sequence != expected:
@@ -270,11 +287,13 @@ class LogReader:
         """Return the records that have become durable since the last call, in order, perhaps none.
 
         Raises:
-            LogError: the log lacks the records asked for.
+            LogError: the log lacks records asked for, or is damaged in a segment that has a successor.
         """
         ready: list[Record] = []
         while self._path is not None or self._find():
             assert self._path is not None
+            # Listed before the segment is read: it grows no more once it has a successor.
+            later = [p for p in segments(self._folder) if p > self._path]
             with self._path.open("rb") as file:
                 file.seek(self._offset)
                 data = file.read()
@@ -286,19 +305,23 @@ class LogReader:
                 del self._waiting[:durable]
                 offset = batch.end
             self._offset += offset
-            later = [p for p in segments(self._folder) if p > self._path]
-            if not later or offset < len(data):
+            if not later:
                 break
+            if offset < len(data):
+                raise LogError(f"{self._path} is damaged at byte {self._offset}")
             self._path, self._offset = later[0], 0
-        if ready:
-            if ready[0].sequence != self._next:
-                raise LogError(f"{self._folder} starts at {ready[0].sequence}; {self._next} was asked for")
-            self._next = ready[-1].sequence + 1
+        for record in ready:
+            if record.sequence != self._next:
+                raise LogError(f"{self._folder} lacks record {self._next}; {record.sequence} follows")
+            self._next += 1
         return ready
 
     def _find(self) -> bool:
-        for path in reversed(segments(self._folder)):
+        paths = segments(self._folder)
+        for path in reversed(paths):
             if int(path.stem) <= self._next:
                 self._path, self._offset = path, 0
                 return True
+        if paths:
+            raise LogError(f"{self._folder} starts at {int(paths[0].stem)}; {self._next} was asked for")
         return False

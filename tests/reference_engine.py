@@ -1,8 +1,8 @@
 """A slow, obvious twin of the engine's market rules: it sorts everything anew at every command.
 
-It knows orders, blocks, cancels, gates, deposits and reserves, not settlement. It keeps every order ever entered, has no
-book and no tables, compares requirement and certificate in the venue's own figures, and counts money in
-fractions. `apply` gives the engine's own event types; a refusal names its reason only.
+It knows orders, blocks, cancels, gates, deposits and reserves, not settlement. It keeps every order ever
+entered, has no book and no tables, compares requirement and certificate in the venue's own figures, and
+counts money in fractions. `apply` gives the engine's own event types; a refusal names its reason only.
 """
 
 from collections.abc import Iterator
@@ -133,9 +133,8 @@ class ReferenceEngine:
             if (code, hour) in self.contracts:
                 self.contracts.remove((code, hour))
                 events.append(ContractClosed(code, hour))
-                for order in self.open_orders():
-                    if order.command.class_code == code and hour in order.hours:
-                        events.append(self.end(order, EndReason.GATE))
+                there = [o for o in self.open_orders() if o.command.class_code == code and hour in o.hours]
+                events += [self.end(order, EndReason.GATE) for order in there]
         return events
 
     # -- orders --------------------------------------------------------------------------------------
@@ -453,7 +452,7 @@ class ReferenceEngine:
 
 
 def serves(venue: Venue, need: Requirement, site: CertifySite, carbon: str) -> bool:
-    """Say whether supply of the site at this carbon grade is good enough, straight from the venue's tables."""
+    """Say whether the site at this carbon grade is good enough, straight from the venue's tables."""
     rtt = 0
     if need.zone != site.zone:
         rtt = next(t.rtt_us for t in venue.round_trips if {t.a, t.b} == {need.zone, site.zone})

@@ -4,8 +4,8 @@
 """
 
 import random
-from collections.abc import Callable, Sequence
 from collections import Counter
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any, NamedTuple
 
