@@ -106,12 +106,13 @@ class Site:
 class Fill:
     """What settlement may still move of a trade."""
 
-    __slots__ = ("bond", "bond_left", "buyer", "hour", "last_run", "notional", "notional_left", "seller")
+    __slots__ = ("bond", "buyer", "hour", "last_run", "notional", "posted", "seller")
 
     def __init__(self, trade: Traded) -> None:
         self.buyer, self.seller, self.hour = trade.buyer, trade.seller, trade.delivery_hour
-        self.notional = self.notional_left = trade.notional_micros
-        self.bond = self.bond_left = trade.bond_micros
+        self.notional, self.bond = trade.notional_micros, trade.bond_micros
+        # Payment, refund, penalty and release of the bond by all runs so far.
+        self.posted = (0, 0, 0, 0)
         self.last_run = 0
 
 
@@ -199,11 +200,13 @@ class Engine:
                 return self._register_key(command)
             case Deposit():
                 account = self._account(command.account)
-                self._check_amount(command.amount_micros)
+                # What the bank paid in bounds every purse, overdrafts apart: all stay 64-bit numbers.
+                paid_in = -self.accounts[VENUE].purses[Purse.BANK]
+                self._check_amount(command.amount_micros, MAX_MICROS - 1 - paid_in)
                 return [self._booked(Deposited(account.account, command.amount_micros))]
             case Withdraw():
                 account = self._account(command.account)
-                self._check_amount(command.amount_micros)
+                self._check_amount(command.amount_micros, MAX_MICROS - 1)
                 self._check_cash(account, command.amount_micros)
                 return [self._booked(Withdrawn(account.account, command.amount_micros))]
             case CertifySite():
@@ -504,7 +507,10 @@ class Engine:
         account.open_orders[order.order_id] = order
         account.client_orders[command.client_order_id] = order
         heappush(self._due, (command.valid_until_ns + 1, _FORGET, order.order_id))
-        if command.time_in_force is TimeInForce.GTD:
+        assert self.venue is not None
+        gate = gate_ns(command.delivery_hour, self.venue.gate_seconds)
+        # At the gate the order ends anyway; a later expiry would only lie in the queue.
+        if command.time_in_force is TimeInForce.GTD and command.expire_ns < gate:
             heappush(self._due, (command.expire_ns, _EXPIRY, order.order_id))
         return self._booked(OrderAccepted(order.order_id, reserve), account.account)
 
@@ -637,17 +643,23 @@ class Engine:
             _refuse(RejectReason.POSTINGS_EXCEED_RUN, "run", "as many postings as the run announced")
         if (fill.hour + 1) * HOUR_NS > self.time_ns:
             _refuse(RejectReason.NOT_YET_DELIVERED, "trade_id", "a fill whose delivery hour has ended")
-        paid, repaid = command.payment_micros + command.refund_micros, command.penalty_micros
-        if not 0 <= fill.notional_left - paid <= fill.notional:
-            _refuse(
-                RejectReason.POSTING_EXCEEDS_FILL, "payment_micros", f"with the refund {fill.notional_left}"
-            )
-        if not 0 <= fill.bond_left - repaid - command.bond_release_micros <= fill.bond:
-            _refuse(RejectReason.POSTING_EXCEEDS_FILL, "penalty_micros", f"with the release {fill.bond_left}")
+        paid, refunded, penalty, released = fill.posted
+        posted = (
+            paid + command.payment_micros,
+            refunded + command.refund_micros,
+            penalty + command.penalty_micros,
+            released + command.bond_release_micros,
+        )
+        # A correction may take back what earlier runs posted, and no more than that.
+        if min(posted[:2]) < 0 or sum(posted[:2]) > fill.notional:
+            left = fill.notional - paid - refunded
+            _refuse(RejectReason.POSTING_EXCEEDS_FILL, "payment_micros", f"with the refund {left}")
+        if min(posted[2:]) < 0 or sum(posted[2:]) > fill.bond:
+            left = fill.bond - penalty - released
+            _refuse(RejectReason.POSTING_EXCEEDS_FILL, "penalty_micros", f"with the release {left}")
         run.left -= 1
         fill.last_run = command.run
-        fill.notional_left -= paid
-        fill.bond_left -= repaid + command.bond_release_micros
+        fill.posted = posted
         return [
             self._booked(
                 SettlementPosted(
@@ -671,9 +683,9 @@ class Engine:
             _refuse(RejectReason.UNKNOWN_ACCOUNT, "account", "a registered account")
         return account
 
-    def _check_amount(self, amount_micros: int) -> None:
-        if not 0 < amount_micros < MAX_MICROS:
-            _refuse(RejectReason.AMOUNT_OUT_OF_RANGE, "amount_micros", f"1 to {MAX_MICROS - 1}")
+    def _check_amount(self, amount_micros: int, most: int) -> None:
+        if not 0 < amount_micros <= most:
+            _refuse(RejectReason.AMOUNT_OUT_OF_RANGE, "amount_micros", f"1 to {most}")
 
     def _check_cash(self, account: Account, amount_micros: int) -> None:
         cash = account.purses[Purse.CASH]
@@ -722,7 +734,7 @@ class Engine:
             [(s.certificate, sorted(s.load.items())) for _, s in sorted(self.sites.items())],
             [_order_state(order, self._is_open(order)) for _, order in sorted(self.orders.items())],
             [
-                (n, f.buyer, f.seller, f.hour, f.notional, f.notional_left, f.bond, f.bond_left, f.last_run)
+                (n, f.buyer, f.seller, f.hour, f.notional, f.bond, f.posted, f.last_run)
                 for n, f in sorted(self.fills.items())
             ],
             [(n, run.left) for n, run in sorted(self.runs.items())],
