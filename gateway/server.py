@@ -29,6 +29,8 @@ MESSAGE_MAX_BYTES = 64 * 1024
 TICK_SECONDS = 0.01
 BACKLOG_MAX_BYTES = 4 * 1024 * 1024
 """A session that leaves this much unread is closed with code 4008."""
+CLOSE_SECONDS = 5.0
+"""It may still read that it is closed; after this it is cut off."""
 
 
 class Gateway:
@@ -129,18 +131,8 @@ class Gateway:
         ws = web.WebSocketResponse(max_msg_size=MESSAGE_MAX_BYTES, compress=False, heartbeat=30)
         await ws.prepare(request)
         tasks: set[asyncio.Task[None]] = set()
-        outbox: asyncio.Queue[bytes | None] = asyncio.Queue()
-
-        def send(message: bytes) -> None:
-            transport = request.transport
-            backlog = transport.get_write_buffer_size() if transport is not None else 0
-            if backlog > BACKLOG_MAX_BYTES or outbox.qsize() > 10_000:
-                outbox.put_nowait(None)
-            else:
-                outbox.put_nowait(message)
-
-        session = Session(self.exchange, send, admin)
-        writer = asyncio.create_task(_write(ws, outbox))
+        outbox = _Outbox(ws, request.transport)
+        session = Session(self.exchange, outbox.put, admin)
         try:
             async for message in ws:
                 if message.type not in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
@@ -150,7 +142,7 @@ class Gateway:
                 task.add_done_callback(tasks.discard)
         finally:
             session.close()
-            writer.cancel()
+            outbox.end()
         return ws
 
     async def health(self, _request: web.Request) -> web.Response:
@@ -173,12 +165,47 @@ class Gateway:
         return app
 
 
-async def _write(ws: web.WebSocketResponse, outbox: "asyncio.Queue[bytes | None]") -> None:
-    """Send what is queued; None means the session does not read fast enough."""
-    with contextlib.suppress(ConnectionError):
-        while (message := await outbox.get()) is not None:
-            await ws.send_frame(message, aiohttp.WSMsgType.TEXT)
-        await ws.close(code=4008, message=b"too slow a reader")
+class _Outbox:
+    """What a session has not been sent yet. `put` never waits; who lags too far behind is closed."""
+
+    def __init__(self, ws: web.WebSocketResponse, transport: asyncio.Transport | None) -> None:
+        self._ws = ws
+        self._transport = transport
+        self._messages: asyncio.Queue[bytes] = asyncio.Queue()
+        self._bytes = 0
+        self._writing = asyncio.create_task(self._write())
+        self._closing: asyncio.Task[None] | None = None
+
+    def put(self, message: bytes) -> None:
+        """Send the message after those before it, or close the session that does not read."""
+        if self._closing is not None:
+            return
+        self._bytes += len(message)
+        self._messages.put_nowait(message)
+        if self._bytes > BACKLOG_MAX_BYTES:
+            # The writer may wait for the reader for ever, so it cannot be what closes.
+            self._closing = asyncio.create_task(self._close())
+
+    def end(self) -> None:
+        """Send nothing more."""
+        # While closing, the writer ends with the connection: all drains of aiohttp wait for one future,
+        # and to cancel the writer's would cancel that of the close frame.
+        if self._closing is None:
+            self._writing.cancel()
+
+    async def _write(self) -> None:
+        with contextlib.suppress(ConnectionError):
+            while True:
+                message = await self._messages.get()
+                await self._ws.send_frame(message, aiohttp.WSMsgType.TEXT)
+                self._bytes -= len(message)
+
+    async def _close(self) -> None:
+        closing = asyncio.create_task(self._ws.close(code=4008, message=b"too slow a reader"))
+        await asyncio.sleep(CLOSE_SECONDS)
+        closing.cancel()
+        if self._transport is not None:
+            self._transport.abort()
 
 
 def _trades(event: Any) -> tuple[Traded, ...]:

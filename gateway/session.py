@@ -1,10 +1,11 @@
 """A session: one connection, one caller, JSON-RPC in and out. Answers come from durable records only."""
 
 import base64
-import binascii
+import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from enum import EnumType
 from typing import Any, NamedTuple
 
 import msgspec
@@ -47,6 +48,7 @@ from schemas.wire import (
 LOGIN_PREFIX = b"cux-login:"
 CHALLENGE_BYTES = 32
 IN_FLIGHT_MAX = 500
+_TOLD_BACK_MAX = 200
 _WIRE_FIELDS = {
     "price_ticks": "price",
     "lots": "gpus",
@@ -149,6 +151,9 @@ class Session:
             self._fail(identity, RpcError(DoorError.INVALID_REQUEST, str(error)), us_in)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
             self._fail(identity, RpcError(DoorError.PARSE_ERROR, f"no JSON: {error}"), us_in)
+        except Exception:
+            self._fail(identity, RpcError(DoorError.INTERNAL_ERROR, "a fault of the exchange's own"), us_in)
+            raise
         else:
             answer = Result(
                 jsonrpc="2.0", id=request.id, result=result, us_in=us_in, us_out=time.time_ns() // 1000
@@ -165,10 +170,8 @@ class Session:
         found = METHODS.get(request.method)
         if found is None or (found.admin and not self.admin):
             raise CallError(DoorError.METHOD_NOT_FOUND, f"no method {request.method!r}")
-        if found.scope is not None and found.scope not in self.scopes:
-            if not self.scopes:
-                raise CallError(DoorError.LOGIN_REQUIRED, f"{request.method} needs a login")
-            raise CallError(DoorError.SCOPE_MISSING, f"{request.method} needs the scope {found.scope}")
+        if found.scope is not None:
+            self.need(found.scope, request.method)
         if self.in_flight > IN_FLIGHT_MAX:
             raise CallError(
                 DoorError.TOO_MANY_IN_FLIGHT, f"at most {IN_FLIGHT_MAX} calls may wait for an answer"
@@ -176,8 +179,19 @@ class Session:
         try:
             params = msgspec.json.decode(request.params, type=found.params)
         except msgspec.ValidationError as error:
-            raise CallError(DoorError.INVALID_PARAMS, str(error)) from None
+            raise _misshapen(str(error), request.params, found.params) from None
         return await found.handler(self, params)
+
+    def need(self, scope: Scope, what: str) -> None:
+        """Refuse the caller who has not the scope.
+
+        Raises:
+            CallError: no login, or the key lacks the scope.
+        """
+        if not self.scopes:
+            raise CallError(DoorError.LOGIN_REQUIRED, f"{what} needs a login")
+        if scope not in self.scopes:
+            raise CallError(DoorError.SCOPE_MISSING, f"{what} needs the scope {scope}")
 
     def close(self) -> None:
         """Leave all channels."""
@@ -194,15 +208,47 @@ def notification(channel: str, data: Any) -> bytes:
     return _encoder.encode(Notification(jsonrpc="2.0", method="subscription", params=Message(channel, data)))
 
 
+def _invalid(field: str, value: Any, allowed: str) -> CallError:
+    shown = bytes(value).decode() if isinstance(value, msgspec.Raw) else value
+    return CallError(
+        DoorError.INVALID_PARAMS, f"invalid params: {field} {shown} (allowed: {allowed})", field=field,
+        value=value, allowed=allowed,
+    )  # fmt: skip
+
+
+def _misshapen(fault: str, params: msgspec.Raw, form: type[msgspec.Struct]) -> CallError:
+    """Return the refusal of params that are not of their form; `fault` is the decoder's."""
+    what, _, where = fault.partition(" - at `$")
+    path = re.findall(r"\w+", re.sub(r"\[.*?\]", "", where))
+    if named := re.fullmatch(r"Object (missing required|contains unknown) field `(.*)`", what, re.DOTALL):
+        path.append(named[2])
+        allowed = "a value, it is required" if named[1] == "missing required" else "no such field"
+    else:
+        allowed = what.removeprefix("Expected ").partition(", got ")[0]
+    for known in msgspec.structs.fields(form):
+        if [known.encode_name] == path and isinstance(known.type, EnumType):
+            allowed = ", ".join(known.type)
+    value: msgspec.Raw | None = params
+    for part in path:
+        try:
+            value = msgspec.json.decode(value or b"", type=dict[str, msgspec.Raw]).get(part)
+        except msgspec.DecodeError:
+            value = None
+    if value is not None:
+        # As it came, so that no number is changed; but what is told back is bounded, and text.
+        text = bytes(value).decode(errors="replace")
+        long = len(text) > _TOLD_BACK_MAX
+        value = msgspec.Raw(_encoder.encode(text[:_TOLD_BACK_MAX]) if long else text.encode())
+    return _invalid(".".join(path), value, allowed)
+
+
 def _base64(text: str, field: str, length: int) -> bytes:
     try:
         data = base64.b64decode(text, validate=True)
-    except binascii.Error:
+    except ValueError:
         data = b""
     if len(data) != length:
-        raise CallError(
-            DoorError.INVALID_PARAMS, f"{field}: {length} bytes in base64 are wanted", field=field
-        )
+        raise _invalid(field, text, f"{length} bytes in base64")
     return data
 
 
@@ -220,6 +266,8 @@ async def _session_challenge(session: Session, params: SessionChallenge) -> dict
 
 @method("session.login", SessionLogin)
 async def _session_login(session: Session, params: SessionLogin) -> LoginResult:
+    if session.exchange.state.era is None:
+        raise CallError(DoorError.BUSY, "the exchange is starting and knows no keys yet; try again")
     key = _base64(params.key, "key", 32)
     signature = _base64(params.signature, "signature", 64)
     asked, challenge = session._challenge or (b"", b"")
@@ -254,7 +302,7 @@ async def _session_time(session: Session, _params: NoParams) -> VenueTime:
 
 
 def _rejection(event: Rejected, params: msgspec.Struct) -> CallError:
-    field = _WIRE_FIELDS.get(event.field, event.field)
+    field = _WIRE_FIELDS.get(event.field, event.field) if isinstance(params, OrderEnter) else event.field
     value = msgspec.to_builtins(params)
     for part in field.split("."):
         value = value.get(part) if isinstance(value, dict) else None
@@ -263,6 +311,16 @@ def _rejection(event: Rejected, params: msgspec.Struct) -> CallError:
         event.reason, f"{reason}: {field} {value} (allowed: {event.allowed})", field=field, value=value,
         allowed=event.allowed,
     )  # fmt: skip
+
+
+def _whole(field: str, text: str, convert: Callable[[str, int], int], step: int, shown: str) -> int:
+    try:
+        number = convert(text, step)
+    except ValueError:
+        raise _invalid(field, text, f"a multiple of {shown}") from None
+    if number >= 2**62:
+        raise _invalid(field, text, f"below 2^62 times {shown}")
+    return number
 
 
 def _command(session: Session, params: OrderEnter) -> EnterOrder:
@@ -274,17 +332,10 @@ def _command(session: Session, params: OrderEnter) -> EnterOrder:
             value=params.class_code, allowed="reference.classes",
         )  # fmt: skip
     if params.delivery_start % HOUR_NS:
-        raise CallError(
-            DoorError.INVALID_PARAMS, f"delivery_start {params.delivery_start} is no full hour",
-            field="delivery_start", value=params.delivery_start, allowed=f"a multiple of {HOUR_NS}",
-        )  # fmt: skip
-    try:
-        lots = lots_of(params.gpus, lot_eighths)
-        price_ticks = ticks_of(params.price, state.tick_micros)
-    except ValueError as error:
-        raise CallError(DoorError.INVALID_PARAMS, str(error)) from None
-    if max(lots, price_ticks) >= 2**62:
-        raise CallError(DoorError.INVALID_PARAMS, "gpus or price is out of all bounds")
+        raise _invalid("delivery_start", params.delivery_start, f"a full hour, a multiple of {HOUR_NS}")
+    tick_micros = state.tick_micros
+    lots = _whole("gpus", params.gpus, lots_of, lot_eighths, gpus_of(1, lot_eighths))
+    price_ticks = _whole("price", params.price, ticks_of, tick_micros, price_of(1, tick_micros))
     return EnterOrder(
         account=session.account,
         client_order_id=params.client_order_id,
@@ -434,22 +485,20 @@ def book_of(state: State, contract: tuple[str, int]) -> dict[str, Any]:
     }
 
 
-def _contract(text: str, state: State) -> tuple[str, int]:
+def _contract(text: str, state: State, field: str) -> tuple[str, int]:
     try:
         class_code, hour = parse_symbol(text)
-    except ValueError as error:
-        raise CallError(DoorError.INVALID_PARAMS, str(error)) from None
+    except ValueError:
+        raise _invalid(field, text, "a class and a UTC hour, as in H100-SXM.20261124T14") from None
     if class_code not in state.lot_eighths:
-        raise CallError(
-            DoorError.INVALID_PARAMS, f"contract {text!r}: class {class_code!r} is not of this venue"
-        )
+        raise _invalid(field, text, "a class of the venue")
     return class_code, hour
 
 
 @method("market.snapshot", ContractNamed)
 async def _market_snapshot(session: Session, params: ContractNamed) -> Any:
     state = session.exchange.state
-    return book_of(state, _contract(params.contract, state))
+    return book_of(state, _contract(params.contract, state, "contract"))
 
 
 @method("market.subscribe", Channels)
@@ -461,17 +510,13 @@ async def _market_subscribe(session: Session, params: Channels) -> Any:
         kind, _, rest = name.partition(".")
         channel = name
         if kind == "book":
-            contract = _contract(rest, exchange.state)
+            contract = _contract(rest, exchange.state, "channels")
             snapshots[name] = book_of(exchange.state, contract)
         elif name in {"orders", "fills"}:
-            if Scope.READ not in session.scopes:
-                raise CallError(DoorError.LOGIN_REQUIRED, f"{name} needs a login with the scope read")
+            session.need(Scope.READ, name)
             channel = private_channel(name, session.account)
         elif name != "trades":
-            raise CallError(
-                DoorError.INVALID_PARAMS,
-                f"channel {name!r}: book.CONTRACT, trades, orders or fills is wanted",
-            )
+            raise _invalid("channels", name, "book.CONTRACT, trades, orders, fills")
         exchange.channels.setdefault(channel, set()).add(session)
         session.channels.add(channel)
     return {"snapshots": snapshots}

@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import contextlib
 import itertools
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +39,7 @@ class _Envelope(msgspec.Struct):
     id: int | str | None = None
     result: msgspec.Raw = msgspec.Raw(b"null")
     error: RpcError | None = None
-    params: msgspec.Raw | None = None
+    params: msgspec.Raw = msgspec.Raw()
 
 
 _envelope_decoder = msgspec.json.Decoder(_Envelope)
@@ -87,12 +86,18 @@ class Client:
             connector = aiohttp.UnixConnector(str(self._unix)) if self._unix else None
             self._http = aiohttp.ClientSession(connector=connector)
         try:
-            self._ws = await self._http.ws_connect(self._url, compress=0, max_msg_size=0)
+            ws = await self._http.ws_connect(self._url, compress=0, max_msg_size=0)
         except (aiohttp.ClientError, OSError) as error:
             raise LostError(f"{self._unix or self._url}: {error}") from None
-        self._reading = asyncio.create_task(self._read(self._ws))
-        if self._key is not None:
-            await self._login(self._key)
+        self._reading = asyncio.create_task(self._read(ws))
+        try:
+            if self._key is not None:
+                await self._login(ws, self._key)
+        except BaseException:
+            await ws.close()
+            raise
+        # Only now may others call over it: before the login they would be refused.
+        self._ws = ws
 
     async def close(self) -> None:
         """End the session."""
@@ -111,7 +116,18 @@ class Client:
             RefusedError: the exchange refused.
             LostError: the connection ended first; for an order the outcome is unknown.
         """
-        if self._ws is None or self._ws.closed:
+        if self._ws is None:
+            raise LostError("not connected")
+        return await self._call(self._ws, method, params, type)
+
+    async def _call(
+        self,
+        ws: aiohttp.ClientWebSocketResponse,
+        method: str,
+        params: Any,
+        type: type[T],  # noqa: A002
+    ) -> T:
+        if ws.closed:
             raise LostError("not connected")
         number = next(self._numbers)
         answer: asyncio.Future[msgspec.Raw] = asyncio.get_running_loop().create_future()
@@ -123,7 +139,7 @@ class Client:
             "params": {} if params is None else params,
         }
         try:
-            await self._ws.send_frame(_encoder.encode(request), aiohttp.WSMsgType.TEXT)
+            await ws.send_frame(_encoder.encode(request), aiohttp.WSMsgType.TEXT)
             return msgspec.json.decode(await answer, type=type)
         except (ConnectionError, RuntimeError) as error:
             raise LostError(str(error)) from None
@@ -194,24 +210,30 @@ class Client:
             if self._ws is not None and not self._ws.closed:
                 return
             for _ in range(ATTEMPTS):
-                with contextlib.suppress(LostError):
+                try:
                     await self.connect()
                     return
+                except LostError:
+                    pass
+                except RefusedError as refusal:
+                    if refusal.code != DoorError.BUSY:
+                        raise
                 await asyncio.sleep(RECONNECT_SECONDS)
         raise LostError(f"{self._url} stayed away")
 
-    async def _login(self, key: Ed25519PrivateKey) -> LoginResult:
+    async def _login(self, ws: aiohttp.ClientWebSocketResponse, key: Ed25519PrivateKey) -> LoginResult:
         public = base64.b64encode(key.public_key().public_bytes_raw()).decode()
-        asked = await self.call("session.challenge", {"key": public}, dict[str, str])
+        asked = await self._call(ws, "session.challenge", {"key": public}, dict[str, str])
         challenge = base64.b64decode(asked["challenge"])
         signature = base64.b64encode(key.sign(b"cux-login:" + challenge)).decode()
-        return await self.call("session.login", {"key": public, "signature": signature}, LoginResult)
+        params = {"key": public, "signature": signature}
+        return await self._call(ws, "session.login", params, LoginResult)
 
     async def _read(self, ws: aiohttp.ClientWebSocketResponse) -> None:
         try:
             async for message in ws:
                 envelope = _envelope_decoder.decode(message.data)
-                if envelope.params is not None:
+                if envelope.params:
                     self._heard(envelope.params)
                     continue
                 answer = self._waiting.get(envelope.id or 0)

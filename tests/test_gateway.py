@@ -1,0 +1,784 @@
+"""The doors, on real sockets: who gets in, what is answered, what is refused, and that feeds are exact."""
+
+import asyncio
+import base64
+import contextlib
+import json
+import random
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import websockets
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from websockets.asyncio.client import ClientConnection, connect
+
+from exchange.contract import HOUR_NS
+from gateway.client import RefusedError
+from gateway.session import IN_FLIGHT_MAX, LOGIN_PREFIX, METHODS
+from schemas.authority import signed
+from schemas.commands import CertifySite, Deposit, Scope
+from schemas.reasons import DoorError, RejectReason
+from schemas.wire import Fill, Funds, OrderResult
+from tests.exchange_fixture import (
+    REQUIREMENT,
+    VALID_UNTIL,
+    Exchange,
+    Participant,
+    Running,
+    ask,
+    bid,
+    contract,
+    order,
+    running,
+    text_of,
+)
+from tests.market import FIRST_HOUR, START_NS
+
+
+@pytest.fixture(scope="module")
+def exchange() -> Iterator[Running]:
+    with running() as found:
+        yield found
+
+
+class Caller:
+    """A session through the independent `websockets` library: whole answers, nothing resolved."""
+
+    def __init__(self, ws: ClientConnection) -> None:
+        self.ws = ws
+        self.numbers = iter(range(1, 1_000_000))
+
+    async def call(self, method: str, params: Any = None) -> dict[str, Any]:
+        number = next(self.numbers)
+        await self.say(
+            {"jsonrpc": "2.0", "id": number, "method": method, "params": {} if params is None else params}
+        )
+        while (answer := await self.hear()).get("id") != number:
+            pass
+        return answer
+
+    async def say(self, message: Any) -> None:
+        await self.ws.send(message if isinstance(message, str | bytes) else json.dumps(message))
+
+    async def hear(self) -> dict[str, Any]:
+        return json.loads(await asyncio.wait_for(self.ws.recv(), 10))
+
+    async def challenge(self, key: Ed25519PrivateKey) -> bytes:
+        answer = await self.call("session.challenge", {"key": public(key)})
+        return bytes_of(answer["result"]["challenge"])
+
+    async def login(self, key: Ed25519PrivateKey) -> dict[str, Any]:
+        challenge = await self.challenge(key)
+        return await self.call("session.login", login_params(key, challenge))
+
+
+def public(key: Ed25519PrivateKey) -> str:
+    return text_of(key.public_key().public_bytes_raw())
+
+
+def bytes_of(text: str) -> bytes:
+    return base64.b64decode(text)
+
+
+def login_params(key: Ed25519PrivateKey, challenge: bytes) -> dict[str, str]:
+    return {"key": public(key), "signature": text_of(key.sign(LOGIN_PREFIX + challenge))}
+
+
+@asynccontextmanager
+async def session(exchange: Exchange, who: Participant | None = None, **options: Any) -> Any:
+    async with connect(exchange.url, compression=None, **options) as ws:
+        caller = Caller(ws)
+        if who is not None:
+            assert "result" in await caller.login(who.key)
+        yield caller
+
+
+def code_of(answer: dict[str, Any]) -> int:
+    return answer["error"]["code"]
+
+
+# -- login -----------------------------------------------------------------------------------------------
+
+
+async def test_a_registered_key_that_signs_the_challenge_is_in(exchange: Running) -> None:
+    who = await exchange.register()
+    async with session(exchange) as caller:
+        answer = await caller.login(who.key)
+        assert answer["result"] == {"account": who.account, "scopes": ["trade", "read"]}
+        assert answer["us_in"] <= answer["us_out"] <= time.time_ns() // 1000
+        funds = await caller.call("account.funds")
+        assert funds["result"]["account"] == who.account
+
+
+async def test_an_unknown_key_gets_a_challenge_but_not_in(exchange: Running) -> None:
+    async with session(exchange) as caller:
+        answer = await caller.login(Ed25519PrivateKey.generate())
+        assert code_of(answer) == DoorError.LOGIN_FAILED
+        assert code_of(await caller.call("account.funds")) == DoorError.LOGIN_REQUIRED
+
+
+async def test_a_signature_is_good_for_one_login(exchange: Running) -> None:
+    who = await exchange.register()
+    async with session(exchange) as first, session(exchange) as second:
+        used = login_params(who.key, await first.challenge(who.key))
+        assert "result" in await first.call("session.login", used)
+        assert code_of(await first.call("session.login", used)) == DoorError.LOGIN_FAILED
+        assert code_of(await second.call("session.login", used)) == DoorError.LOGIN_FAILED
+        await second.challenge(who.key)
+        assert code_of(await second.call("session.login", used)) == DoorError.LOGIN_FAILED
+
+
+async def test_a_challenge_is_good_for_the_session_and_the_key_that_asked(exchange: Running) -> None:
+    one, other = await exchange.register(), await exchange.register()
+    async with session(exchange) as first, session(exchange) as second:
+        challenge = await first.challenge(one.key)
+        assert code_of(await second.call("session.login", login_params(one.key, challenge))) == 1003
+        await second.challenge(one.key)
+        assert code_of(await second.call("session.login", login_params(one.key, challenge))) == 1003
+        assert code_of(await first.call("session.login", login_params(other.key, challenge))) == 1003
+
+
+async def test_a_second_login_changes_who_the_session_is_and_a_failed_one_does_not(exchange: Running) -> None:
+    one, other = await exchange.register(), await exchange.register()
+    async with session(exchange, one) as caller:
+        assert (await caller.login(other.key))["result"]["account"] == other.account
+        assert code_of(await caller.login(Ed25519PrivateKey.generate())) == DoorError.LOGIN_FAILED
+        assert (await caller.call("account.funds"))["result"]["account"] == other.account
+
+
+@pytest.mark.parametrize("text", ["é", "no base64", "AAAA", "A" * 43])
+async def test_a_key_that_is_none_is_refused_by_name(exchange: Running, text: str) -> None:
+    async with session(exchange) as caller:
+        answer = await caller.call("session.challenge", {"key": text})
+        assert code_of(answer) == DoorError.INVALID_PARAMS
+        assert answer["error"]["data"]["field"] == "key"
+
+
+# -- scopes ----------------------------------------------------------------------------------------------
+
+
+async def test_without_a_login_every_method_with_a_scope_is_refused(exchange: Running) -> None:
+    assert {name for name, method in METHODS.items() if method.scope} == {
+        *("order.enter", "order.cancel", "order.status", "order.open"),
+        *("account.funds", "account.fills", "account.sites"),
+    }
+    async with session(exchange) as caller:
+        for name, method in METHODS.items():
+            if method.scope is not None:
+                assert code_of(await caller.call(name)) == DoorError.LOGIN_REQUIRED, name
+        answer = await caller.call("market.subscribe", {"channels": ["orders"]})
+        assert code_of(answer) == DoorError.LOGIN_REQUIRED
+
+
+async def test_admin_methods_are_not_to_be_found_at_the_public_door(exchange: Running) -> None:
+    who = await exchange.register()
+    admin = {name for name, method in METHODS.items() if method.admin}
+    assert admin == {"operator.submit", "clock.set", "venue.status"}
+    async with session(exchange, who) as caller:
+        for name in (*admin, "no.such"):
+            answer = await caller.call(name)
+            assert code_of(answer) == DoorError.METHOD_NOT_FOUND
+            assert answer["error"]["message"] == f"no method {name!r}"
+
+
+async def test_a_key_does_only_what_its_scopes_say(exchange: Running) -> None:
+    reader = await exchange.register(scopes=(Scope.READ,))
+    trader = await exchange.register(scopes=(Scope.TRADE,))
+    hour = exchange.new_hour()
+    async with session(exchange, reader) as reads, session(exchange, trader) as trades:
+        assert code_of(await reads.call("order.enter", bid("a", hour))) == DoorError.SCOPE_MISSING
+        assert "result" in await reads.call("order.open")
+        assert "result" in await trades.call("order.enter", bid("a", hour))
+        for answer in (
+            await trades.call("order.open"),
+            await trades.call("market.subscribe", {"channels": ["fills"]}),
+        ):
+            assert code_of(answer) == DoorError.SCOPE_MISSING
+
+
+async def test_an_operators_command_needs_an_operators_signature(exchange: Running) -> None:
+    who = await exchange.register()
+    deposit = Deposit(who.account, 10**6)
+    async with exchange.admin() as admin:
+        with pytest.raises(RefusedError) as unsigned:
+            await admin.operate(deposit)
+        with pytest.raises(RefusedError) as stranger:
+            await admin.operate(signed(deposit, who.key, time.time_ns(), "mine"))
+    assert {unsigned.value.code, stranger.value.code} == {DoorError.SIGNATURE_INVALID}
+
+
+async def test_a_refused_operators_command_names_its_own_field(exchange: Running) -> None:
+    with pytest.raises(RefusedError) as refusal:
+        await exchange.operate(CertifySite(10**6, 10**6, "east", "H100-SXM", 1, "D", "S2", 1, 2))
+    assert refusal.value.code == RejectReason.UNKNOWN_ACCOUNT
+    who = await exchange.register()
+    with pytest.raises(RefusedError) as refusal:
+        await exchange.operate(CertifySite(10**6, who.account, "east", "H200", 1, "D", "S2", 1, 2))
+    assert refusal.value.code == RejectReason.UNKNOWN_CLASS
+    assert refusal.value.data == {"field": "class_code", "value": "H200", "allowed": "a class of the venue"}
+
+
+# -- orders ----------------------------------------------------------------------------------------------
+
+
+async def test_an_order_s_life_is_told_exactly(exchange: Running) -> None:
+    seller, buyer = await exchange.register("1000"), await exchange.register("1000")
+    site, hour = await exchange.certify(seller), exchange.new_hour()
+    async with exchange.client(seller) as sells, exchange.client(buyer) as buys:
+        resting = await sells.enter(order(ask("a1", site, hour, "3", "10.00")))
+        assert resting == OrderResult(
+            order_id=resting.order_id, client_order_id="a1", status="open", filled_gpus="0", leaves_gpus="3"
+        )
+        # A bond of a tenth, a fee of 0.1 % of 30.00 whichever side it is on in the end.
+        assert await sells.funds() == Funds(seller.account, "996.97", "3.03", "0", "0")
+
+        taking = await buys.enter(order(bid("b1", hour, "2", "12.50")))
+        assert (taking.status, taking.filled_gpus, taking.leaves_gpus) == ("filled", "2", "0")
+        (fill,) = taking.fills
+        assert fill == Fill(
+            trade_id=fill.trade_id, order_id=taking.order_id, client_order_id="b1", side="buy",
+            class_code="H100-SXM", delivery_start=hour * HOUR_NS, gpus="2", price="10", fee="0.02", site=site,
+            time=START_NS,
+        )  # fmt: skip
+        assert await buys.fills() == [fill]
+        assert await buys.funds() == Funds(buyer.account, "979.98", "0", "20", "0")
+        (sold,) = await sells.fills()
+        assert (sold.trade_id, sold.side, sold.gpus, sold.fee) == (fill.trade_id, "sell", "2", "0.01")
+
+        left = await sells.status("a1")
+        assert (left.status, left.filled_gpus, left.leaves_gpus, left.fills) == ("open", "2", "1", (sold,))
+        ended = await sells.cancel("a1")
+        assert (ended.status, ended.end_reason, ended.leaves_gpus) == ("canceled", "requested", "0")
+        assert await sells.funds() == Funds(seller.account, "997.99", "0", "0", "2")
+        assert await sells.call("order.open") == []
+        sites = await sells.call("account.sites")
+        assert [(one["site"], one["gpus"], one["class"]) for one in sites] == [(site, "1000", "H100-SXM")]
+
+
+async def test_an_order_is_found_by_either_id_and_by_its_owner_only(exchange: Running) -> None:
+    owner, stranger = await exchange.register(), await exchange.register()
+    hour = exchange.new_hour()
+    async with session(exchange, owner) as mine, session(exchange, stranger) as theirs:
+        entered = (await mine.call("order.enter", bid("x", hour)))["result"]
+        number = {"order_id": entered["order_id"]}
+        assert (await mine.call("order.status", number))["result"] == entered
+        assert (await mine.call("order.status", {"client_order_id": "x"}))["result"] == entered
+        assert [one["order_id"] for one in (await mine.call("order.open"))["result"]] == [entered["order_id"]]
+        for name in (number, {"client_order_id": "x"}, {}):
+            assert code_of(await theirs.call("order.status", name)) == DoorError.NOT_FOUND
+            assert code_of(await theirs.call("order.cancel", name)) == RejectReason.UNKNOWN_ORDER
+        assert (await mine.call("order.cancel", number))["result"]["status"] == "canceled"
+        assert code_of(await mine.call("order.cancel", number)) == RejectReason.UNKNOWN_ORDER
+
+
+async def test_an_immediate_order_that_meets_nobody_is_canceled(exchange: Running) -> None:
+    buyer = await exchange.register("100")
+    async with exchange.client(buyer) as buys:
+        result = await buys.enter(order(bid("i", exchange.new_hour(), time_in_force="ioc")))
+        assert (result.status, result.end_reason, result.fills) == ("canceled", "immediate", ())
+        assert await buys.funds() == Funds(buyer.account, "100", "0", "0", "0")
+
+
+async def test_a_block_has_a_fill_for_each_hour_and_ask(exchange: Running) -> None:
+    seller, buyer = await exchange.register(), await exchange.register()
+    site, hour = await exchange.certify(seller), exchange.new_hour()
+    async with exchange.client(seller) as sells, exchange.client(buyer) as buys:
+        for index, price in enumerate(("10", "11", "12")):
+            await sells.enter(order(ask(f"a{index}", site, hour + index, "4", price)))
+        block = await buys.enter(order(bid("block", hour, "4", "11.50", hours=3)))
+        assert (block.status, block.filled_gpus) == ("filled", "4")
+        told = [(fill.delivery_start // HOUR_NS - hour, fill.gpus, fill.price) for fill in block.fills]
+        assert told == [(0, "4", "10"), (1, "4", "11"), (2, "4", "12")]
+        assert {fill.block for fill in block.fills} == {block.order_id}
+        assert (await buys.funds()).committed == "132"
+
+
+async def test_a_repeat_over_a_new_connection_gets_the_first_answer(exchange: Running) -> None:
+    who, hour = await exchange.register("100"), exchange.new_hour()
+    async with exchange.client(who) as first:
+        entered = await first.enter(order(bid("again", hour, "2")))
+    async with exchange.client(who) as second:
+        assert await second.enter(order(bid("again", hour, "2"))) == entered
+        with pytest.raises(RefusedError) as other:
+            await second.enter(order(bid("again", hour, "3")))
+        assert other.value.code == RejectReason.DUPLICATE_ORDER_ID
+        assert other.value.data["field"] == "client_order_id"
+        assert await second.funds() == Funds(who.account, "79.98", "20.02", "0", "0")
+
+
+async def test_orders_of_a_session_are_applied_in_the_order_sent(exchange: Running) -> None:
+    who, hour = await exchange.register(), exchange.new_hour()
+    async with session(exchange, who) as caller:
+        for n in range(300):
+            message = {
+                "jsonrpc": "2.0",
+                "id": 1000 + n,
+                "method": "order.enter",
+                "params": bid(f"p{n}", hour),
+            }
+            await caller.say(message)
+        answers = {}
+        while len(answers) < 300:
+            answer = await caller.hear()
+            answers[answer["id"]] = answer["result"]
+    assert [answers[1000 + n]["client_order_id"] for n in range(300)] == [f"p{n}" for n in range(300)]
+    ids = [answers[1000 + n]["order_id"] for n in range(300)]
+    assert ids == sorted(ids)
+
+
+async def test_calls_beyond_the_bound_of_those_that_wait_are_refused_at_once(exchange: Running) -> None:
+    who, hour = await exchange.register(), exchange.new_hour()
+    async with session(exchange, who) as caller:
+        exchange.core.send_signal(signal.SIGSTOP)
+        try:
+            for n in range(IN_FLIGHT_MAX + 20):
+                await caller.say(
+                    {"jsonrpc": "2.0", "id": n, "method": "order.enter", "params": bid(f"f{n}", hour)}
+                )
+            refused = [await caller.hear() for _ in range(20)]
+        finally:
+            exchange.core.send_signal(signal.SIGCONT)
+        assert {code_of(answer) for answer in refused} == {DoorError.TOO_MANY_IN_FLIGHT}
+        assert [answer["id"] for answer in refused] == list(range(IN_FLIGHT_MAX, IN_FLIGHT_MAX + 20))
+        taken = [await caller.hear() for _ in range(IN_FLIGHT_MAX)]
+        assert {answer["id"] for answer in taken if "result" in answer} == set(range(IN_FLIGHT_MAX))
+
+
+# -- refusals --------------------------------------------------------------------------------------------
+
+INVALID = DoorError.INVALID_PARAMS
+FAR = 2**62 // HOUR_NS * HOUR_NS
+NO_ZONE, NO_TIER = {**REQUIREMENT, "zone": "mars"}, {**REQUIREMENT, "latency": "L9"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "code", "field", "value"),
+    [
+        ({"price": "10.005"}, INVALID, "price", "10.005"),
+        ({"gpus": "0.5"}, INVALID, "gpus", "0.5"),
+        ({"price": "-1"}, INVALID, "price", "-1"),
+        ({"price": "1e3"}, INVALID, "price", "1e3"),
+        ({"price": "1\n"}, INVALID, "price", "1\n"),
+        ({"price": "NaN"}, INVALID, "price", "NaN"),
+        ({"price": 10}, INVALID, "price", 10),
+        ({"gpus": "999999999999999999"}, RejectReason.QUANTITY_OUT_OF_RANGE, "gpus", "999999999999999999"),
+        ({"price": "999999999999999999"}, INVALID, "price", "999999999999999999"),
+        ({"gpus": "0"}, RejectReason.QUANTITY_OUT_OF_RANGE, "gpus", "0"),
+        ({"price": "0"}, RejectReason.PRICE_OUT_OF_RANGE, "price", "0"),
+        ({"price": "100000.01"}, RejectReason.PRICE_OUT_OF_RANGE, "price", "100000.01"),
+        ({"class": "H200"}, RejectReason.UNKNOWN_CLASS, "class", "H200"),
+        ({"class": ""}, INVALID, "class", ""),
+        ({"side": "hold"}, INVALID, "side", "hold"),
+        ({"time_in_force": "fok"}, INVALID, "time_in_force", "fok"),
+        ({"time_in_force": "gtd"}, RejectReason.TIME_IN_FORCE_MISMATCH, "expire_time", None),
+        ({"delivery_start": FIRST_HOUR * HOUR_NS + 1}, INVALID, "delivery_start", FIRST_HOUR * HOUR_NS + 1),
+        ({"delivery_start": -HOUR_NS}, INVALID, "delivery_start", -HOUR_NS),
+        ({"delivery_start": 0}, RejectReason.GATE_CLOSED, "delivery_start", 0),
+        ({"delivery_start": FAR}, RejectReason.BEYOND_HORIZON, "delivery_start", FAR),
+        ({"delivery_start": 2**63}, INVALID, "delivery_start", 2**63),
+        ({"valid_until": 2**63}, INVALID, "valid_until", 2**63),
+        ({"valid_until": 2**200}, INVALID, "valid_until", 2**200),
+        ({"valid_until": -1}, INVALID, "valid_until", -1),
+        ({"valid_until": 1.5}, INVALID, "valid_until", 1.5),
+        ({"valid_until": START_NS - 1}, RejectReason.COMMAND_EXPIRED, "valid_until", START_NS - 1),
+        ({"valid_until": VALID_UNTIL + 1}, RejectReason.VALIDITY_TOO_LONG, "valid_until", VALID_UNTIL + 1),
+        ({"hours": 0}, INVALID, "hours", 0),
+        ({"hours": 745}, INVALID, "hours", 745),
+        ({"hours": 49}, RejectReason.HOURS_OUT_OF_RANGE, "hours", 49),
+        ({"hours": True}, INVALID, "hours", True),
+        ({"client_order_id": "x" * 41}, INVALID, "client_order_id", "x" * 41),
+        ({"client_order_id": None}, INVALID, "client_order_id", None),
+        ({"gpus": None}, INVALID, "gpus", None),
+        ({"colour": "red"}, INVALID, "colour", "red"),
+        ({"site": 2**63}, INVALID, "site", 2**63),
+        ({"site": 1}, RejectReason.SIDE_FIELDS_MISMATCH, "requirement", REQUIREMENT),
+        ({"requirement": "east"}, INVALID, "requirement", "east"),
+        ({"requirement": NO_ZONE}, RejectReason.UNKNOWN_ZONE, "requirement.zone", "mars"),
+        ({"requirement": NO_TIER}, RejectReason.UNKNOWN_GRADE, "requirement.latency", "L9"),
+        ({"requirement": {**REQUIREMENT, "zone": 5}}, INVALID, "requirement.zone", 5),
+        ({"requirement": {"zone": "east"}}, INVALID, "requirement.latency", None),
+        ({"gpus": "100000", "price": "100000"}, RejectReason.INSUFFICIENT_FUNDS, None, None),
+    ],
+    ids=repr,
+)  # fmt: skip
+async def test_a_bad_order_is_refused_by_field_value_and_what_is_allowed(
+    exchange: Running, changes: dict[str, Any], code: int, field: str | None, value: Any
+) -> None:
+    who = await refused_account(exchange)
+    async with session(exchange, who) as caller:
+        params = {**bid("bad", FIRST_HOUR), **changes}
+        params = {name: one for name, one in params.items() if one is not None}
+        answer = await caller.call("order.enter", params)
+        assert code_of(answer) == code, answer
+        if field is not None:
+            data = answer["error"]["data"]
+            assert (data["field"], data.get("value")) == (field, value), answer
+            assert data["allowed"], answer
+            assert field in answer["error"]["message"], answer
+        assert (await caller.call("order.open"))["result"] == []
+        assert (await caller.call("account.funds"))["result"]["cash"] == "1000"
+
+
+_refused: dict[int, Participant] = {}
+
+
+async def refused_account(exchange: Running) -> Participant:
+    """One account for all refusals: nothing ever happens to it."""
+    if exchange.port not in _refused:
+        _refused[exchange.port] = await exchange.register("1000")
+    return _refused[exchange.port]
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "field"),
+    [
+        ("market.snapshot", {"contract": "H100-SXM"}, "contract"),
+        ("market.snapshot", {"contract": "H200.20261024T00"}, "contract"),
+        ("market.snapshot", {}, "contract"),
+        ("market.subscribe", {"channels": ["weather"]}, "channels"),
+        ("market.subscribe", {"channels": ["book.H100-SXM"]}, "channels"),
+        ("market.subscribe", {"channels": [7]}, "channels"),
+        ("account.fills", {"limit": 0}, "limit"),
+        ("account.fills", {"since": -1}, "since"),
+        ("session.time", {"now": 1}, "now"),
+        ("session.login", {"key": text_of(bytes(32))}, "signature"),
+    ],
+)
+async def test_a_bad_param_of_any_method_is_named(
+    exchange: Running, method: str, params: dict[str, Any], field: str
+) -> None:
+    async with session(exchange, await refused_account(exchange)) as caller:
+        answer = await caller.call(method, params)
+        assert code_of(answer) == DoorError.INVALID_PARAMS
+        assert answer["error"]["data"]["field"] == field, answer
+        assert answer["error"]["data"]["allowed"]
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        ("", DoorError.PARSE_ERROR),
+        ("{", DoorError.PARSE_ERROR),
+        (b"\xff\xfe", DoorError.PARSE_ERROR),
+        (b'{"jsonrpc":"2.0","id":1,"method":"session.time","params":{"\xff":1}}', DoorError.PARSE_ERROR),
+        ("[" * 30_000, DoorError.INVALID_REQUEST),
+        (
+            '{"jsonrpc":"2.0","id":1,"method":"session.time","params":' + '{"a":' * 9_000 + "1" + "}" * 9_001,
+            DoorError.PARSE_ERROR,
+        ),
+        ("[]", DoorError.INVALID_REQUEST),
+        ('[{"jsonrpc":"2.0","id":1,"method":"session.time"}]', DoorError.INVALID_REQUEST),
+        ('"session.time"', DoorError.INVALID_REQUEST),
+        ("null", DoorError.INVALID_REQUEST),
+        ('{"jsonrpc":"2.0","method":"session.time"}', DoorError.INVALID_REQUEST),
+        ('{"jsonrpc":"2.0","id":null,"method":"session.time"}', DoorError.INVALID_REQUEST),
+        ('{"jsonrpc":"2.0","id":[1],"method":"session.time"}', DoorError.INVALID_REQUEST),
+        ('{"jsonrpc":"1.0","id":1,"method":"session.time"}', DoorError.INVALID_REQUEST),
+        ('{"id":1,"method":"session.time"}', DoorError.INVALID_REQUEST),
+        ('{"jsonrpc":"2.0","id":1,"method":"session.time","meta":1}', DoorError.INVALID_REQUEST),
+        ('{"jsonrpc":"2.0","id":1}', DoorError.INVALID_REQUEST),
+        ('{"jsonrpc":"2.0","id":1,"method":"session.time","params":[]}', DoorError.INVALID_PARAMS),
+    ],
+    ids=lambda value: repr(value)[:60],
+)
+async def test_a_message_that_is_no_call_gets_an_answer_and_the_session_goes_on(
+    exchange: Running, message: str | bytes, code: int
+) -> None:
+    async with session(exchange) as caller:
+        await caller.say(message)
+        answer = await caller.hear()
+        assert code_of(answer) == code
+        assert answer["jsonrpc"] == "2.0"
+        assert "result" in await caller.call("session.time")
+
+
+async def test_a_message_above_64_kib_closes_its_session_alone(exchange: Running) -> None:
+    async with session(exchange) as large, session(exchange) as other:
+        await large.say(json.dumps({"jsonrpc": "2.0", "id": 1, "method": "x" * 64 * 1024}))
+        with pytest.raises(websockets.ConnectionClosed) as closed:
+            await large.hear()
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1009
+        assert "result" in await other.call("session.time")
+
+
+async def test_a_page_of_another_origin_is_not_served(exchange: Running) -> None:
+    for origin in ("http://evil.example", "null", f"http://127.0.0.1:{exchange.port + 1}"):
+        with pytest.raises(websockets.InvalidStatus) as refused:
+            await connect(exchange.url, origin=origin)
+        assert refused.value.response.status_code == 403
+    async with session(exchange, origin=f"http://127.0.0.1:{exchange.port}") as caller:
+        assert "result" in await caller.call("session.time")
+
+
+# -- feeds -----------------------------------------------------------------------------------------------
+
+
+class LocalBook:
+    """A book kept as the README tells a client to: the snapshot, then each delta whose `prev_seq` fits."""
+
+    def __init__(self, snapshot: dict[str, Any]) -> None:
+        self.seq = snapshot["seq"]
+        self.levels: dict[str, str] = {}
+        for row in snapshot["bids"] + snapshot["asks"]:
+            self.set(row)
+
+    def set(self, row: dict[str, Any]) -> None:
+        key = json.dumps([row["side"], row["cell"], row["price"]], sort_keys=True)
+        if row["gpus"] == "0":
+            self.levels.pop(key, None)
+        else:
+            self.levels[key] = row["gpus"]
+
+    def take(self, delta: dict[str, Any]) -> None:
+        assert delta["prev_seq"] <= self.seq, "a gap"
+        assert delta["seq"] >= self.seq, "backwards"
+        for row in delta["changes"]:
+            self.set(row)
+        self.seq = delta["seq"]
+
+
+class Watcher:
+    """Subscribes to books and keeps them."""
+
+    def __init__(self) -> None:
+        self.books: dict[str, LocalBook] = {}
+        self.waiting: list[tuple[str, Any]] = []
+
+    def heard(self, channel: str, data: Any) -> None:
+        # A delta may come before the caller has taken the snapshot out of the answer.
+        if channel in self.books:
+            self.books[channel].take(data)
+        else:
+            self.waiting.append((channel, data))
+
+    async def subscribe(self, client: Any, channels: list[str]) -> None:
+        answer = await client.call("market.subscribe", {"channels": channels})
+        for channel, snapshot in answer["snapshots"].items():
+            self.books[channel] = LocalBook(snapshot)
+        for channel, data in self.waiting:
+            self.books[channel].take(data)
+        self.waiting.clear()
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_snapshot_and_deltas_give_the_book_under_random_flow(exchange: Running, seed: int) -> None:
+    rng = random.Random(seed)
+    sellers = [await exchange.register() for _ in range(2)]
+    sites = [
+        await exchange.certify(sellers[0], zone="east"),
+        await exchange.certify(sellers[1], zone="middle"),
+    ]
+    buyer = await exchange.register("100000000")
+    hour = exchange.new_hour()
+    channels = [f"book.{contract(hour + n)}" for n in range(3)]
+    early, late = Watcher(), Watcher()
+    async with (
+        exchange.client(sellers[0]) as one,
+        exchange.client(sellers[1]) as two,
+        exchange.client(buyer) as buys,
+        exchange.client(on_message=early.heard) as watches,
+        exchange.client(on_message=late.heard) as joins,
+    ):
+        await early.subscribe(watches, channels)
+        entered: list[tuple[Any, str]] = []
+
+        async def step(n: int) -> None:
+            if entered and rng.random() < 0.25:
+                client, name = entered.pop(rng.randrange(len(entered)))
+                params = {"client_order_id": name}
+                await client.call("order.cancel", params)
+                return
+            at, gpus, price = hour + rng.randrange(3), str(rng.randint(1, 5)), str(rng.randint(95, 105))
+            client, name = rng.choice([one, two, buys, buys]), f"{seed}-{n}"
+            if client is buys:
+                hours = 3 if at == hour and rng.random() < 0.2 else None
+                needed = {**REQUIREMENT, "latency": rng.choice(["L1", "L2", "L4"])}
+                params = bid(name, at, gpus, price, hours=hours, requirement=needed)
+            else:
+                params = ask(name, sites[0 if client is one else 1], at, gpus, price)
+            entered.append((client, name))
+            await client.call("order.enter", params)
+
+        for n in range(0, 400, 20):
+            answers = await asyncio.gather(*(step(n + i) for i in range(20)), return_exceptions=True)
+            assert all(a is None or isinstance(a, RefusedError) for a in answers), answers
+            # What is gone cannot be canceled; a site that is full cannot sell.
+            codes = {a.code for a in answers if isinstance(a, RefusedError)}
+            assert codes <= {RejectReason.UNKNOWN_ORDER, RejectReason.CAPACITY_EXCEEDED}
+            if n == 200:
+                await late.subscribe(joins, channels)
+        for channel in channels:
+            truth = await watches.call("market.snapshot", {"contract": channel.removeprefix("book.")})
+            expected = LocalBook(truth).levels
+            assert expected, "a book that is empty proves nothing"
+            for watcher in (early, late):
+                await until(lambda w=watcher, c=channel, e=expected: w.books[c].levels == e)
+
+
+async def until(condition: Any, seconds: float = 5) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+
+
+async def test_trades_are_public_and_orders_and_fills_are_their_owner_s(exchange: Running) -> None:
+    seller, buyer, stranger = [await exchange.register() for _ in range(3)]
+    site, hour = await exchange.certify(seller), exchange.new_hour()
+    heard: dict[str, list[tuple[str, Any]]] = {"seller": [], "buyer": [], "stranger": [], "nobody": []}
+
+    def into(name: str) -> Any:
+        return lambda channel, data: heard[name].append((channel, data))
+
+    private, public_only = {"channels": ["orders", "fills", "trades"]}, {"channels": ["trades"]}
+    async with (
+        exchange.client(seller, into("seller")) as sells,
+        exchange.client(buyer, into("buyer")) as buys,
+        exchange.client(stranger, into("stranger")) as idle,
+        exchange.client(None, into("nobody")) as nobody,
+    ):
+        for client in (sells, buys, idle):
+            await client.call("market.subscribe", private)
+        await nobody.call("market.subscribe", public_only)
+        await sells.enter(order(ask("a", site, hour, "2", "10")))
+        result = await buys.enter(order(bid("b", hour, "1", "11")))
+        await sells.cancel("a")
+        await until(lambda: len(heard["seller"]) >= 4 and all(heard.values()))
+        trade = ("trades", {"trade_id": result.fills[0].trade_id, "contract": contract(hour), "price": "10",
+                            "gpus": "1", "taker": "buy", "block": False, "time": START_NS})  # fmt: skip
+        assert heard["nobody"] == heard["stranger"] == [trade]
+        mine = {name: [(c, d) for c, d in all_heard if c != "trades"] for name, all_heard in heard.items()}
+        assert {d["client_order_id"] for _, d in mine["seller"]} == {"a"}
+        assert {d["client_order_id"] for _, d in mine["buyer"]} == {"b"}
+        assert [d["status"] for c, d in mine["seller"] if c == "orders"] == ["open", "canceled"]
+        assert [d["status"] for c, d in mine["buyer"] if c == "orders"] == ["open", "filled"]
+        assert [d["price"] for c, d in mine["buyer"] if c == "fills"] == ["10"]
+        await buys.call("market.unsubscribe", private)
+        before = len(heard["buyer"])
+        await buys.enter(order(bid("c", hour, "1", "9")))
+        await asyncio.sleep(0.1)
+        assert len(heard["buyer"]) == before
+
+
+async def test_one_that_never_reads_is_closed_and_delays_nobody(exchange: Running) -> None:
+    who, hour = await exchange.register(), exchange.new_hour()
+    message = json.dumps({"jsonrpc": "2.0", "id": 1, "method": "reference.venue"}).encode()
+    deaf = await deaf_session(exchange.port)
+
+    async def flood() -> None:
+        """Ask for 20 MB of answers, in bursts, and keep asking until the door is shut."""
+        loop = asyncio.get_running_loop()
+        while True:
+            await loop.sock_sendall(deaf, masked(message) * 100)
+            await asyncio.sleep(0.02)
+
+    flooding = asyncio.create_task(flood())
+    acks = []
+    async with exchange.client(who) as client:
+        began = time.monotonic()
+        n = 0
+        while not flooding.done():
+            assert time.monotonic() - began < 30, "it was not closed"
+            sent = time.monotonic()
+            await client.enter(order(bid(f"d{n}", hour)))
+            acks.append(time.monotonic() - sent)
+            n += 1
+    deaf.close()
+    assert isinstance(flooding.exception(), ConnectionError)
+    assert len(acks) > 50
+    assert sorted(acks)[len(acks) * 95 // 100] < 0.25
+
+
+async def deaf_session(port: int) -> socket.socket:
+    """A WebSocket whose owner never reads more than the handshake."""
+    deaf = socket.socket()
+    deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    deaf.connect(("127.0.0.1", port))
+    deaf.sendall(
+        f"GET /ws HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n".encode()
+    )
+    deaf.setblocking(False)
+    answer = b""
+    while not answer.endswith(b"\r\n\r\n"):
+        answer += await asyncio.get_running_loop().sock_recv(deaf, 1)
+    assert answer.startswith(b"HTTP/1.1 101")
+    return deaf
+
+
+def masked(text: bytes) -> bytes:
+    """A client's text frame, masked with zeros."""
+    assert len(text) < 126
+    return bytes((0x81, 0x80 | len(text))) + bytes(4) + text
+
+
+async def test_one_that_reads_too_late_is_told_why_it_is_closed(exchange: Running) -> None:
+    async with session(exchange, max_queue=1) as slow:
+        # The library stops reading when its queue is full: nobody takes the answers out.
+        for n in range(4000):
+            await slow.say({"jsonrpc": "2.0", "id": n, "method": "reference.venue"})
+        await asyncio.sleep(0.5)
+        with contextlib.suppress(websockets.ConnectionClosed):
+            while True:
+                await slow.hear()
+        assert slow.ws.close_code == 4008
+
+
+# -- the core and the gateway die --------------------------------------------------------------------------
+
+
+async def test_health_and_calls_while_the_core_is_away_and_after(exchange: Running) -> None:
+    who, hour = await exchange.register(), exchange.new_hour()
+    assert exchange.health()[0] == 200
+    async with session(exchange, who) as caller, exchange.client(who) as client:
+        for n in range(20):
+            await client.enter(order(bid(f"k{n}", hour)))
+        exchange.core.send_signal(signal.SIGSTOP)
+        for n in range(20, 40):
+            await caller.say(
+                {"jsonrpc": "2.0", "id": f"k{n}", "method": "order.enter", "params": bid(f"k{n}", hour)}
+            )
+        under_way = asyncio.create_task(client.enter(order(bid("k40", hour))))
+        await asyncio.sleep(0.2)
+        exchange.core.kill()
+        exchange.core.wait()
+        for _ in range(20):
+            assert code_of(await caller.hear()) == DoorError.OUTCOME_UNKNOWN
+        assert exchange.health()[0] == 503
+        assert exchange.health()[1]["ready"] is False
+        for method in ("order.enter", "session.time"):
+            params = bid("k41", hour) if method == "order.enter" else {}
+            assert code_of(await caller.call(method, params)) == DoorError.BUSY
+        # What is known can be read all the while.
+        assert len((await caller.call("order.open"))["result"]) == 20
+
+        exchange.start_core()
+        assert (await asyncio.wait_for(under_way, 10)).status == "open"
+        repeated = [await client.enter(order(bid(f"k{n}", hour))) for n in range(40)]
+        names = [one.client_order_id for one in await client.call("order.open", None, list[OrderResult])]
+        assert sorted(names) == sorted(f"k{n}" for n in range(41))
+        assert len({one.order_id for one in repeated}) == 40
+        await until(lambda: exchange.health()[0] == 200)
+
+
+async def test_the_client_s_orders_survive_a_killed_gateway(exchange: Running) -> None:
+    who, hour = await exchange.register(), exchange.new_hour()
+    async with exchange.client(who) as client:
+        orders = [order(bid(f"g{n}", hour)) for n in range(100)]
+        first = [await client.enter(one) for one in orders[:20]]
+        entering = [asyncio.create_task(client.enter(one)) for one in orders]
+        await asyncio.sleep(0.02)
+        exchange.gateway.kill()
+        exchange.gateway.wait()
+        await asyncio.to_thread(exchange.start_gateway)
+        results = await asyncio.wait_for(asyncio.gather(*entering), 30)
+        assert results[:20] == first
+        found = await client.call("order.open", None, list[OrderResult])
+        assert sorted(one.order_id for one in found) == sorted(one.order_id for one in results)
+        assert len(found) == 100
