@@ -356,7 +356,8 @@ class ReferenceEngine:
     def serves(self, ask: TwinOrder, bid: TwinOrder) -> bool:
         assert bid.command.requirement is not None
         assert ask.command.carbon is not None
-        return serves(self.venue, bid.command.requirement, self.sites[ask.command.site], ask.command.carbon)
+        site = self.sites[ask.command.site]
+        return serves(self.venue, bid.command.requirement, site.zone, ask.command.carbon, site.security)
 
     def carbon(self, code: str) -> int:
         return [grade.code for grade in self.venue.carbon_grades].index(code)
@@ -451,16 +452,16 @@ class ReferenceEngine:
         )
 
 
-def serves(venue: Venue, need: Requirement, site: CertifySite, carbon: str) -> bool:
-    """Say whether the site at this carbon grade is good enough, straight from the venue's tables."""
+def serves(venue: Venue, need: Requirement, zone: str, carbon: str, security: str) -> bool:
+    """Say whether supply of these terms is good enough, straight from the venue's figures."""
     rtt = 0
-    if need.zone != site.zone:
-        rtt = next(t.rtt_us for t in venue.round_trips if {t.a, t.b} == {need.zone, site.zone})
-    bound = next(t.max_rtt_us for t in venue.latency_tiers if t.code == need.latency)
+    if need.zone != zone:
+        [rtt] = [t.rtt_us for t in venue.round_trips if {t.a, t.b} == {need.zone, zone}]
+    [bound] = [t.max_rtt_us for t in venue.latency_tiers if t.code == need.latency]
     grades = [g.code for g in venue.carbon_grades]
     tiers = [t.code for t in venue.security_tiers]
     return (
         (bound is None or rtt <= bound)
         and grades.index(carbon) <= grades.index(need.carbon)
-        and tiers.index(site.security) <= tiers.index(need.security)
+        and tiers.index(security) <= tiers.index(need.security)
     )

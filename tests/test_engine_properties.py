@@ -30,6 +30,7 @@ from schemas.commands import (
 )
 from schemas.events import AnyEvent, BlockTraded, OrderEnded, OrderRepeated, Rejected, Traded
 from schemas.reasons import RejectReason
+from schemas.records import Decoded
 from schemas.venue import Currency, Fees, Limits, Venue
 from tests.market import AUTHORITY, FIRST_HOUR, START_NS, open_era
 from tests.reference_engine import ReferenceEngine
@@ -217,34 +218,33 @@ def steps(draw: st.DrawFn) -> Step:
 STEPS = st.lists(st.lists(steps(), max_size=12), max_size=12)
 
 
-class Pair:
-    """The engine and its twin, told the same and compared after every command."""
+class Flow:
+    """A small market in which steps become commands; every state is checked."""
 
     def __init__(self, venue: Venue) -> None:
-        self.venue = venue
         self.engine = Engine()
+        self.now = START_NS
+        self.entered: list[EnterOrder] = []
+        self.deposited = 0
+        self.records: list[Decoded] = []
         opening: list[AnyCommand] = [open_era(venue=venue)]
         opening += [RegisterAccount(account, group, authority=AUTHORITY) for account, group in GROUPS.items()]
         for command in (*opening, *SITES.values()):
-            answer = self.engine.apply(START_NS, command)
-            assert not isinstance(answer[0], Rejected)
-        self.twin = ReferenceEngine(venue, GROUPS, SITES)
-        self.now = START_NS
-        self.entered: list[EnterOrder] = []
-        self.seen: Counter[str] = Counter()
-        self.deposited = 0
+            events = self.engine.apply(START_NS, command)
+            assert not isinstance(events[0], Rejected)
+            self.records.append(Decoded(len(self.records) + 1, START_NS, command, tuple(events)))
         for account, amount in CASH.items():
             self.do(Fund(account, amount))
 
-    def do(self, step: Step) -> None:
+    def do(self, step: Step) -> Decoded:
+        """Do the step and return its record."""
         command = self.command(step)
-        got = self.engine.apply(self.now, command)
-        assert essentials(got) == self.twin.apply(self.now, command)
+        events = self.engine.apply(self.now, command)
         if isinstance(step, Fund):
             self.deposited += step.amount_micros
         self.engine.check()
-        self.compare_state()
-        self.seen.update(kind for event in got for kind in kinds(event))
+        self.records.append(Decoded(len(self.records) + 1, self.now, command, tuple(events)))
+        return self.records[-1]
 
     def command(self, step: Step) -> AnyCommand:
         match step:
@@ -268,6 +268,22 @@ class Pair:
             case Fund(account, amount):
                 return Deposit(account, amount, authority=AUTHORITY)
 
+
+class Pair(Flow):
+    """The engine and its twin, told the same and compared after every command."""
+
+    def __init__(self, venue: Venue) -> None:
+        self.twin = ReferenceEngine(venue, GROUPS, SITES)
+        self.seen: Counter[str] = Counter()
+        super().__init__(venue)
+
+    def do(self, step: Step) -> Decoded:
+        record = super().do(step)
+        assert essentials(record.events) == self.twin.apply(record.time_ns, record.command)
+        self.compare_state()
+        self.seen.update(kind for event in record.events for kind in kinds(event))
+        return record
+
     def compare_state(self) -> None:
         engine, twin = self.engine, self.twin
         assert {
@@ -286,7 +302,7 @@ class Pair:
         assert engine.balances() == {key: amount for key, amount in expected.items() if amount}
 
 
-def essentials(events: list[AnyEvent]) -> list[AnyEvent]:
+def essentials(events: Sequence[AnyEvent]) -> list[AnyEvent]:
     """The events without the words of a refusal, which are tested in test_rejects.py."""
     return [Rejected(event.reason) if isinstance(event, Rejected) else event for event in events]
 
