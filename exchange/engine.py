@@ -741,7 +741,7 @@ class Engine:
             [(code, sorted(books)) for code, books in self.books.items()],
             sorted(self._due),
         )
-        return hashlib.sha256(msgspec.msgpack.encode(state)).digest()
+        return hashlib.sha256(msgspec.msgpack.encode(state, order="deterministic")).digest()
 
     def _is_open(self, order: Order) -> bool:
         return order.order_id in self.accounts[order.command.account].open_orders

@@ -12,7 +12,8 @@ from msgspec import Struct
 from schemas.commands import AnyCommand, Authority, OperatorCommand
 from schemas.events import AnyEvent
 
-_encoder = msgspec.msgpack.Encoder()
+# Deterministic: tables of equal values are equal bytes, in whatever order they were filled.
+_encoder = msgspec.msgpack.Encoder(order="deterministic")
 _command_decoder: msgspec.msgpack.Decoder[AnyCommand] = msgspec.msgpack.Decoder(AnyCommand)
 _event_decoder: msgspec.msgpack.Decoder[AnyEvent] = msgspec.msgpack.Decoder(AnyEvent)
 
