@@ -31,6 +31,8 @@ BACKLOG_MAX_BYTES = 4 * 1024 * 1024
 """A session that leaves this much unread is closed with code 4008."""
 CLOSE_SECONDS = 5.0
 """It may still read that it is closed; after this it is cut off."""
+STOP_SECONDS = 2.0
+"""So long the sessions have to say goodbye when the gateway stops."""
 
 
 class Gateway:
@@ -45,6 +47,7 @@ class Gateway:
         self._changed: dict[tuple[str, int], dict[Any, int]] = {}
         self._book_seq: dict[tuple[str, int], int] = {}
         self._outbox: dict[str, list[bytes]] = {}
+        self._sockets: set[web.WebSocketResponse] = set()
 
     async def follow_core(self) -> None:
         """Keep the state at the core's last durable record, for ever."""
@@ -133,6 +136,7 @@ class Gateway:
         tasks: set[asyncio.Task[None]] = set()
         outbox = _Outbox(ws, request.transport)
         session = Session(self.exchange, outbox.put, admin)
+        self._sockets.add(ws)
         try:
             async for message in ws:
                 if message.type not in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY):
@@ -141,8 +145,9 @@ class Gateway:
                 tasks.add(task)
                 task.add_done_callback(tasks.discard)
         finally:
+            self._sockets.discard(ws)
             session.close()
-            outbox.end()
+            await outbox.end()
         return ws
 
     async def health(self, _request: web.Request) -> web.Response:
@@ -153,9 +158,16 @@ class Gateway:
         )
         return web.Response(body=body, content_type="application/json", status=200 if ready else 503)
 
+    async def end_sessions(self, _app: web.Application) -> None:
+        """Close every session with code 1001: else the server would wait for its caller to leave."""
+        going = [asyncio.create_task(ws.close(code=1001, message=b"going away")) for ws in self._sockets]
+        if going:
+            await asyncio.wait(going, timeout=STOP_SECONDS)
+
     def app(self, admin: bool) -> web.Application:
         """Return the application of one door."""
         app = web.Application()
+        app.on_shutdown.append(self.end_sessions)
 
         async def socket(request: web.Request) -> web.WebSocketResponse:
             return await self.socket(request, admin)
@@ -186,12 +198,12 @@ class _Outbox:
             # The writer may wait for the reader for ever, so it cannot be what closes.
             self._closing = asyncio.create_task(self._close())
 
-    def end(self) -> None:
-        """Send nothing more."""
-        # While closing, the writer ends with the connection: all drains of aiohttp wait for one future,
-        # and to cancel the writer's would cancel that of the close frame.
-        if self._closing is None:
-            self._writing.cancel()
+    async def end(self) -> None:
+        """Send nothing more; return when the connection need not be kept for a last word."""
+        # First the close: all drains of aiohttp wait for one future, to cancel one is to cancel all.
+        if self._closing is not None:
+            await self._closing
+        self._writing.cancel()
 
     async def _write(self) -> None:
         with contextlib.suppress(ConnectionError):
@@ -202,7 +214,7 @@ class _Outbox:
 
     async def _close(self) -> None:
         closing = asyncio.create_task(self._ws.close(code=4008, message=b"too slow a reader"))
-        await asyncio.sleep(CLOSE_SECONDS)
+        await asyncio.wait({closing}, timeout=CLOSE_SECONDS)
         closing.cancel()
         if self._transport is not None:
             self._transport.abort()
@@ -222,7 +234,10 @@ async def _run(folder: DataFolder, host: str, port: int) -> None:
     gateway = Gateway(folder)
     following = asyncio.create_task(gateway.follow_core())
     publishing = asyncio.create_task(gateway.publish())
-    runners = [web.AppRunner(gateway.app(admin), access_log=None) for admin in (False, True)]
+    runners = [
+        web.AppRunner(gateway.app(admin), access_log=None, shutdown_timeout=STOP_SECONDS)
+        for admin in (False, True)
+    ]
     for runner in runners:
         await runner.setup()
     folder.admin_socket.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ sites and a delivery hour of its own, so that many share one exchange.
     with served() as exchange: ...       # cux serve: with Postgres, back and the supervisor
 """
 
+import asyncio
 import base64
 import contextlib
 import itertools
@@ -127,7 +128,8 @@ class Running(Exchange):
     def __init__(self, folder: DataFolder, port: int) -> None:
         super().__init__(folder, port)
         self.core = self.start_core()
-        self.gateway = self.start_gateway()
+        self.gateway = self.launch_gateway()
+        _until(self.is_ready, self.gateway)
 
     def start_core(self) -> "subprocess.Popen[bytes]":
         """Start the core and return when it listens."""
@@ -136,16 +138,16 @@ class Running(Exchange):
         _until(self.folder.core_socket.exists, self.core)
         return self.core
 
-    def start_gateway(self) -> "subprocess.Popen[bytes]":
-        """Start the gateway and return when it is ready."""
+    def launch_gateway(self) -> "subprocess.Popen[bytes]":
+        """Start the gateway and return at once. As all of these, from the main thread: it ends with it."""
+        self.folder.admin_socket.unlink(missing_ok=True)
         self.gateway = self._start("gateway.server", "--port", str(self.port))
-        _until(self.is_ready, self.gateway)
         return self.gateway
 
     def is_ready(self) -> bool:
-        """Whether orders can be taken."""
+        """Whether orders can be taken, at both doors."""
         try:
-            return self.health()[0] == 200
+            return self.folder.admin_socket.exists() and self.health()[0] == 200
         except OSError:
             return False
 
@@ -270,6 +272,14 @@ def processes_of(path: Path) -> list[int]:
             if str(path) in words or (process / "cwd").readlink().is_relative_to(path):
                 found.append(int(process.name))
     return found
+
+
+async def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    """Return when the condition holds, soon."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
 
 
 def _until(ready: Callable[[], bool], process: "subprocess.Popen[bytes]") -> None:

@@ -36,6 +36,7 @@ from tests.exchange_fixture import (
     order,
     running,
     text_of,
+    until,
 )
 from tests.market import FIRST_HOUR, START_NS
 
@@ -621,13 +622,6 @@ async def test_snapshot_and_deltas_give_the_book_under_random_flow(exchange: Run
                 await until(lambda w=watcher, c=channel, e=expected: w.books[c].levels == e)
 
 
-async def until(condition: Any, seconds: float = 5) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)
-
-
 async def test_trades_are_public_and_orders_and_fills_are_their_owner_s(exchange: Running) -> None:
     seller, buyer, stranger = [await exchange.register() for _ in range(3)]
     site, hour = await exchange.certify(seller), exchange.new_hour()
@@ -720,8 +714,8 @@ def masked(text: bytes) -> bytes:
 
 async def test_one_that_reads_too_late_is_told_why_it_is_closed(exchange: Running) -> None:
     async with session(exchange, max_queue=1) as slow:
-        # The library stops reading when its queue is full: nobody takes the answers out.
-        for n in range(4000):
+        # The library stops reading when its queue is full, and so many answers fit into no socket.
+        for n in range(12_000):
             await slow.say({"jsonrpc": "2.0", "id": n, "method": "reference.venue"})
         await asyncio.sleep(0.5)
         with contextlib.suppress(websockets.ConnectionClosed):
@@ -767,6 +761,22 @@ async def test_health_and_calls_while_the_core_is_away_and_after(exchange: Runni
         await until(lambda: exchange.health()[0] == 200)
 
 
+async def test_a_gateway_that_stops_says_goodbye_and_waits_for_nobody(exchange: Running) -> None:
+    deaf = await deaf_session(exchange.port)
+    async with session(exchange) as caller:
+        began = time.monotonic()
+        exchange.gateway.terminate()
+        with pytest.raises(websockets.ConnectionClosed) as closed:
+            await caller.hear()
+        assert closed.value.rcvd is not None
+        assert closed.value.rcvd.code == 1001
+        assert await asyncio.to_thread(exchange.gateway.wait, 20) == 0
+        assert time.monotonic() - began < 10
+    deaf.close()
+    exchange.launch_gateway()
+    await until(exchange.is_ready)
+
+
 async def test_the_client_s_orders_survive_a_killed_gateway(exchange: Running) -> None:
     who, hour = await exchange.register(), exchange.new_hour()
     async with exchange.client(who) as client:
@@ -776,7 +786,7 @@ async def test_the_client_s_orders_survive_a_killed_gateway(exchange: Running) -
         await asyncio.sleep(0.02)
         exchange.gateway.kill()
         exchange.gateway.wait()
-        await asyncio.to_thread(exchange.start_gateway)
+        exchange.launch_gateway()
         results = await asyncio.wait_for(asyncio.gather(*entering), 30)
         assert results[:20] == first
         found = await client.call("order.open", None, list[OrderResult])

@@ -69,7 +69,11 @@ class Client:
         self._closed = False
 
     async def __aenter__(self) -> "Client":
-        await self.connect()
+        try:
+            await self.connect()
+        except BaseException:
+            await self.close()
+            raise
         return self
 
     async def __aexit__(self, *_: object) -> None:

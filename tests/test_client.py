@@ -1,0 +1,195 @@
+"""The Python client: what it resolves by itself, and what it says when it cannot."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+import gateway.client as client_module
+from gateway.client import Client, LostError, RefusedError
+from schemas.reasons import DoorError, RejectReason
+from schemas.wire import OrderResult
+from tests.exchange_fixture import (
+    VALID_UNTIL,
+    Running,
+    ask,
+    bid,
+    free_port,
+    order,
+    running,
+    until,
+)
+
+
+@pytest.fixture(scope="module")
+def exchange() -> Iterator[Running]:
+    with running() as found:
+        yield found
+
+
+class Line:
+    """A TCP line to the exchange that can swallow what comes down, and be cut."""
+
+    def __init__(self, to: int) -> None:
+        self.to = to
+        self.port = free_port()
+        self.swallows = False
+        self.swallowed_bytes = 0
+        self._writers: list[asyncio.StreamWriter] = []
+
+    @property
+    def url(self) -> str:
+        return f"ws://127.0.0.1:{self.port}/ws"
+
+    @asynccontextmanager
+    async def laid(self) -> AsyncIterator["Line"]:
+        server = await asyncio.start_server(self._connected, "127.0.0.1", self.port)
+        try:
+            yield self
+        finally:
+            server.close()
+            self.cut()
+
+    def cut(self) -> None:
+        for writer in self._writers:
+            writer.close()
+        self._writers.clear()
+
+    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            up_reader, up_writer = await asyncio.open_connection("127.0.0.1", self.to)
+            self._writers += [writer, up_writer]
+            await asyncio.gather(self._pump(reader, up_writer), self._pump(up_reader, writer, down=True))
+        writer.close()
+
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, down: bool = False
+    ) -> None:
+        while data := await reader.read(65536):
+            if down and self.swallows:
+                self.swallowed_bytes += len(data)
+                continue
+            writer.write(data)
+        writer.close()
+
+
+async def _swallow_the_next_answer(line: Line) -> None:
+    line.swallows = True
+    before = line.swallowed_bytes
+    await until(lambda: line.swallowed_bytes > before)
+    line.swallows = False
+    line.cut()
+
+
+async def test_an_order_whose_answer_was_lost_is_entered_once(exchange: Running) -> None:
+    who, hour = await exchange.register(), exchange.new_hour()
+    async with Line(exchange.port).laid() as line, Client(line.url, who.key) as client:
+        losing = asyncio.create_task(_swallow_the_next_answer(line))
+        result = await client.enter(order(bid("lost", hour)))
+        assert losing.done(), "the answer came before the line was cut"
+        found = await client.call("order.open", None, list[OrderResult])
+        assert found == [result]
+
+
+async def test_an_order_that_is_no_longer_valid_when_the_line_is_back_is_asked_for() -> None:
+    with running() as exchange:
+        who, hour = await exchange.register(), exchange.new_hour()
+        async with Line(exchange.port).laid() as line, Client(line.url, who.key) as client:
+            line.swallows = True
+            entering = asyncio.create_task(client.enter(order(bid("late", hour))))
+            async with exchange.client(who) as other:
+                await until(lambda: line.swallowed_bytes > 0)
+                ended = await other.cancel("late")
+            await exchange.set_clock(VALID_UNTIL + 1_000_000)
+            line.swallows = False
+            line.cut()
+            result = await entering
+            assert (result.order_id, result.status) == (ended.order_id, "canceled")
+            with pytest.raises(RefusedError) as refusal:
+                await client.enter(order(bid("never", hour)))
+            assert refusal.value.code == RejectReason.COMMAND_EXPIRED
+
+
+async def test_all_orders_of_a_session_resolve_when_its_line_is_cut_again_and_again(
+    exchange: Running,
+) -> None:
+    who, hour = await exchange.register(), exchange.new_hour()
+    async with Line(exchange.port).laid() as line, Client(line.url, who.key) as client:
+
+        async def enter(number: int) -> OrderResult:
+            await asyncio.sleep(number * 0.005)
+            return await client.enter(order(bid(f"c{number}", hour)))
+
+        entering = [asyncio.create_task(enter(number)) for number in range(200)]
+        for _ in range(4):
+            await asyncio.sleep(0.2)
+            line.cut()
+        results = await asyncio.wait_for(asyncio.gather(*entering), 30)
+        found = await client.call("order.open", None, list[OrderResult])
+        assert [one.client_order_id for one in results] == [f"c{number}" for number in range(200)]
+        assert sorted(one.order_id for one in found) == sorted(one.order_id for one in results)
+
+
+async def test_any_other_call_over_a_cut_line_is_lost_and_says_so(exchange: Running) -> None:
+    who = await exchange.register()
+    async with Line(exchange.port).laid() as line, Client(line.url, who.key) as client:
+        losing = asyncio.create_task(_swallow_the_next_answer(line))
+        with pytest.raises(LostError, match="before the answer came"):
+            await client.funds()
+        await losing
+        with pytest.raises(LostError, match="not connected"):
+            await client.funds()
+
+
+async def test_an_exchange_that_cannot_be_reached_is_named() -> None:
+    url = f"ws://127.0.0.1:{free_port()}/ws"
+    with pytest.raises(LostError, match=url):
+        async with Client(url):
+            pass
+
+
+async def test_an_exchange_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "ATTEMPTS", 3)
+    with running() as exchange:
+        who, hour = await exchange.register(), exchange.new_hour()
+        async with exchange.client(who) as client:
+            await asyncio.to_thread(exchange.stop)
+            with pytest.raises(LostError, match="stayed away"):
+                await client.enter(order(bid("nobody", hour)))
+
+
+async def test_a_refusal_carries_its_code_and_data(exchange: Running) -> None:
+    who, hour = await exchange.register(), exchange.new_hour()
+    async with exchange.client(who) as client:
+        with pytest.raises(RefusedError, match=r"gpus 0\.5") as refusal:
+            await client.enter(order(bid("half", hour, gpus="0.5")))
+        assert refusal.value.code == DoorError.INVALID_PARAMS
+        assert refusal.value.data == {"field": "gpus", "value": "0.5", "allowed": "a multiple of 1"}
+        with pytest.raises(RefusedError) as unknown:
+            await client.status("half")
+        assert unknown.value.code == DoorError.NOT_FOUND
+
+
+async def test_a_key_that_is_not_registered_is_refused_at_the_login(exchange: Running) -> None:
+    with pytest.raises(RefusedError) as refusal:
+        async with Client(exchange.url, Ed25519PrivateKey.generate()):
+            pass
+    assert refusal.value.code == DoorError.LOGIN_FAILED
+
+
+async def test_fills_come_page_by_page_and_none_twice(exchange: Running) -> None:
+    seller, buyer = await exchange.register(), await exchange.register("100000000")
+    site, hour = await exchange.certify(seller), exchange.new_hour()
+    async with exchange.client(seller) as sells, exchange.client(buyer) as buys:
+        asks = (order(ask(f"a{n}", site, hour + n, "30")) for n in range(48))
+        await asyncio.gather(*(sells.enter(one) for one in asks))
+        # A block of 48 hours has 48 fills: 21 of them have more than a page holds.
+        blocks = (order(bid(f"b{n}", hour, "1", "10", hours=48)) for n in range(21))
+        await asyncio.gather(*(buys.enter(one) for one in blocks))
+        fills = await buys.fills()
+        assert len(fills) == 21 * 48
+        assert len({fill.trade_id for fill in fills}) == 21 * 48
+        assert [fill.trade_id for fill in fills] == sorted(fill.trade_id for fill in fills)
