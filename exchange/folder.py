@@ -65,7 +65,7 @@ class DataFolder:
             data = self.settings_file.read_bytes()
         except FileNotFoundError:
             raise FolderError(
-                f"{self.path} holds no exchange; make one with: cux venue init {self.path}"
+                f"{self.path} holds no exchange; make one with: cux venue init --folder {self.path}"
             ) from None
         try:
             found = msgspec.json.decode(data, type=dict[str, object]).get("format")

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import signal
 import sys
@@ -13,7 +14,7 @@ from pathlib import Path
 import aiohttp
 import msgspec
 
-from exchange.folder import DataFolder
+from exchange.folder import DataFolder, FolderError
 from exchange.link import CoreLink
 from exchange.process import SUPERVISOR
 from settlement.database import connect, migrate
@@ -86,7 +87,10 @@ class Exchange:
         self._processes[name] = await asyncio.create_subprocess_exec(
             *arguments, env=environment, start_new_session=True
         )
-        (self._folder.run / "pids.json").write_bytes(msgspec.json.encode(self._pids()))
+        # Whole at every moment: others look at it while it changes.
+        beside = self._folder.run / "pids.new"
+        beside.write_bytes(msgspec.json.encode(self._pids()))
+        beside.rename(self._folder.run / "pids.json")
 
     def _pids(self) -> dict[str, int]:
         pids = {name: process.pid for name, process in self._processes.items()}
@@ -146,6 +150,13 @@ def serve(path: Path, host: str, port: int, tell: Callable[[str], None]) -> None
     """
     folder = DataFolder(path)
     folder.settings()
+    # Held until this process ends: a second one would take the first one's core for its own.
+    lock = os.open(folder.path / "serve.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise FolderError(f"{folder.path} is served by another cux serve") from None
 
     async def run(postgres: Postgres) -> None:
         stop = asyncio.Event()
