@@ -758,15 +758,19 @@ class Engine:
     def check(self) -> None:
         """Assert the invariants of the whole state; slow.
 
-        No eligible cross of two trade groups; no resting block that could trade; reserves and purses
-        as the orders say; no site-hour above its capacity; money sums to zero.
+        No eligible cross of two trade groups; no resting block that could trade; open orders stand in
+        their books and nowhere else; reserves and purses as the orders say; no site-hour above its
+        capacity; money sums to zero.
         """
         assert sum(self.balances().values()) == 0
         reserved: dict[int, int] = {}
         load: dict[tuple[int, int], int] = {}
-        for order in self.orders.values():
+        open_in: dict[tuple[str, int], list[int]] = {}
+        for order_id, order in sorted(self.orders.items()):
             if not self._is_open(order):
                 continue
+            for hour in order.hours:
+                open_in.setdefault((order.command.class_code, hour), []).append(order_id)
             assert order.leaves_lots > 0
             assert order.reserved_micros == order.required_micros(self.terms)
             number = order.command.account
@@ -780,11 +784,18 @@ class Engine:
         for number, site in self.sites.items():
             for hour, lots in site.load.items():
                 assert load.get((number, hour), 0) <= lots <= site.certificate.capacity_lots
-        for books in self.books.values():
-            for book in books.values():
+        for code, books in self.books.items():
+            for hour, book in books.items():
+                standing = {order.order_id for side in book.sides.values() for order in _resting(side)}
+                assert sorted(standing | set(book.blocks)) == open_in.pop((code, hour), [])
                 self._check_book(book)
+        assert not open_in, f"open orders that stand in no book: {open_in}"
 
     def _check_book(self, book: Book) -> None:
+        asks = {ask.order_id for ask in _resting(book.sides[Side.SELL])}
+        assert asks == {ask.order_id for site in book.site_asks.values() for _, _, ask in site}
+        for site, lots in book.site_lots.items():
+            assert lots == sum(ask.leaves_lots for _, _, ask in book.site_asks[site]), site
         for bid in _resting(book.sides[Side.BUY]):
             plan = plan_hourly(book.makers(bid, self.eligibility), bid)
             assert not plan.matches, f"bid {bid.order_id} crosses {plan.matches[0].maker.order_id}"

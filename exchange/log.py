@@ -214,8 +214,6 @@ class FileLog:
         where = f"{path} is damaged at byte {offset}, in the batch of sequence {self._last + 1}"
         if not last_segment:
             raise LogError(f"{where}; later segments exist, so this is no torn tail")
-        if self._known_durable > self._last:
-            raise LogError(f"{where}; the log was durable up to {self._known_durable}")
         durable = _durable_later(data, offset)
         if durable > self._last:
             raise LogError(f"{where}; the log was durable up to {durable}, so this is no torn tail")

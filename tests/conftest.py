@@ -1,4 +1,4 @@
-"""Hypothesis profiles: `ordinary` by default; `HYPOTHESIS_PROFILE=long` for an hour's search."""
+"""Hypothesis profiles: `ordinary` by default; `HYPOTHESIS_PROFILE=long` for a search of an hour or so."""
 
 import os
 

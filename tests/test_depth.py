@@ -19,9 +19,9 @@ def book_of(engine: Engine) -> dict[Contract, dict[Level, int]]:
             for side, cells in book.sides.items():
                 for cell, orders in cells.items():
                     for _, _, order in orders.orders():
-                        terms = order.command.requirement
-                        if terms is None:
-                            terms = Supply(*engine.eligibility.supply_terms(cell))
+                        supply = Supply(*engine.eligibility.supply_terms(cell)) if side is Side.SELL else None
+                        terms = order.command.requirement or supply
+                        assert terms is not None
                         level = Level(side, terms, order.command.price_ticks)
                         contract = levels.setdefault((code, hour), {})
                         contract[level] = contract.get(level, 0) + order.leaves_lots

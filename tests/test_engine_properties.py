@@ -1,6 +1,6 @@
 """The engine does what its slow twin does, whatever comes in: events, money and open orders are the same.
 
-`HYPOTHESIS_PROFILE=long` searches for as long as one likes to wait; see conftest.py.
+The long search: `HYPOTHESIS_PROFILE=long pytest --timeout 0 tests/test_engine_properties.py`.
 """
 
 import random
@@ -179,8 +179,8 @@ def entries(choose: Choose) -> Enter:
         site=choose((1, 2, 3, 4)),
         carbon=choose((None, None, "E", "B")) if rarely else choose((None, "E")),
         need=choose(REQUIREMENTS),
-        hour=choose((0, 0, 1, 1, 2)),
-        hours=choose((1, 1, 1, 2, 3)),
+        hour=choose((0, 0, 0, 1, 1, 2)),
+        hours=choose((1, 1, 2, 2, 3)),
         lots=choose((1, 2, 3)),
         price=choose((2, 3, 4, 5)),
         time_in_force=choose((TimeInForce.GTC, TimeInForce.GTC, TimeInForce.GTD, TimeInForce.IOC)),
@@ -331,7 +331,7 @@ def test_engine_and_twin_agree_on_any_commands(terms: int, steps: list[list[Step
         pair.do(step)
 
 
-DAYS, DAY_STEPS = 45, 300
+DAYS, DAY_STEPS = max(45, settings().max_examples // 25), 300
 
 
 def test_engine_and_twin_agree_on_long_days_in_which_everything_happens() -> None:

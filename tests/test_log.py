@@ -148,7 +148,7 @@ def test_every_flipped_bit_of_a_sealed_log_is_found_or_costs_nothing(tmp_path: P
         except LogError:
             refused += 1
         # A seal says nothing that a client was told: without it the same records stand.
-        assert refused == (3 if bit // 8 < seal_at else 0) or bit // 8 >= seal_at, f"bit {bit}"
+        assert refused == 3 or bit // 8 >= seal_at, f"bit {bit}"
 
 
 def test_a_follower_tells_no_flipped_bit_for_truth(tmp_path: Path) -> None:
@@ -167,7 +167,7 @@ def test_damage_before_the_tail_is_refused_with_its_place(tmp_path: Path) -> Non
     sealed(tmp_path, (2, 2, 2))
     path = segments(tmp_path)[0]
     data = bytearray(path.read_bytes())
-    second = batch_at(data, 0)
+    second = batch_at(bytes(data), 0)
     assert second is not None
     data[second.end + 50] ^= 4
     path.write_bytes(data)
