@@ -19,7 +19,9 @@ from exchange.link import CoreLink
 from exchange.log import LogError, read_records
 from exchange.process import end_with_supervisor
 from exchange.quantity import gpus_of, price_of
-from gateway.session import Exchange, Session, level_row, notification, private_channel
+from gateway.feeds import level_row, notification, private_channel
+from gateway.methods import METHODS
+from gateway.session import Exchange, Session
 from gateway.state import OrderState, State
 from schemas.events import BlockTraded, Traded
 from schemas.records import Record, decoded
@@ -135,7 +137,7 @@ class Gateway:
         await ws.prepare(request)
         tasks: set[asyncio.Task[None]] = set()
         outbox = _Outbox(ws, request.transport)
-        session = Session(self.exchange, outbox.put, admin)
+        session = Session(self.exchange, outbox.put, admin, METHODS)
         self._sockets.add(ws)
         try:
             async for message in ws:

@@ -19,7 +19,8 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from exchange.contract import HOUR_NS
 from gateway.client import RefusedError
-from gateway.session import IN_FLIGHT_MAX, LOGIN_PREFIX, METHODS
+from gateway.methods import LOGIN_PREFIX, METHODS
+from gateway.session import IN_FLIGHT_MAX
 from schemas.authority import signed
 from schemas.commands import CertifySite, Deposit, Scope
 from schemas.reasons import DoorError, RejectReason
