@@ -16,6 +16,7 @@ from exchange.eligibility import Eligibility
 from exchange.funds import VENUE, Purse, transfers
 from exchange.matching import BlockPlan, plan_block, plan_hourly
 from exchange.order import Order, Terms
+from schemas.codec import encode
 from schemas.commands import (
     AnyCommand,
     CancelOrder,
@@ -142,6 +143,7 @@ class Engine:
         self.class_sites: dict[str, list[int]] = {}
         self.keys: dict[bytes, tuple[int, tuple[Scope, ...]]] = {}
         self.operator_keys: tuple[bytes, ...] = ()
+        self.operator_acts: dict[bytes, bool] = {}
         self.orders: dict[int, Order] = {}
         self.books: dict[str, dict[int, Book]] = {}
         self.fills: dict[int, Fill] = {}
@@ -189,8 +191,10 @@ class Engine:
             case OpenEra():
                 return self._open_era(command)
             case _:
-                self._check_operator(command)
-                return self._operate(command)
+                digest = self._checked_act(command)
+                events = self._operate(command)
+                self.operator_acts[digest] = True
+                return events
 
     def _operate(self, command: OperatorCommand) -> list[AnyEvent]:
         match command:
@@ -243,10 +247,15 @@ class Engine:
             self.class_sites.setdefault(code, [])
         return [EraOpened()]
 
-    def _check_operator(self, command: OperatorCommand) -> None:
+    def _checked_act(self, command: OperatorCommand) -> bytes:
+        """Return the digest of an act that an operator signed and that was not done before."""
         # The signature itself is checked where keys are: at the door and by the verifier.
         if command.authority is None or command.authority.key not in self.operator_keys:
             _refuse(RejectReason.UNKNOWN_OPERATOR, "authority", "the key of an operator of this era")
+        digest = hashlib.sha256(encode(command)).digest()
+        if digest in self.operator_acts:
+            _refuse(RejectReason.DUPLICATE_COMMAND, "authority", "a signature that was not used before")
+        return digest
 
     def _register_account(self, command: RegisterAccount) -> list[AnyEvent]:
         if command.account in self.accounts or command.account < 0:
@@ -729,6 +738,7 @@ class Engine:
             (self.last_order_id, self.last_trade_id, self.last_batch),
             self.venue,
             self.operator_keys,
+            sorted(self.operator_acts),
             [(a.account, a.group, a.purses) for _, a in sorted(self.accounts.items())],
             sorted(self.keys.items()),
             [(s.certificate, sorted(s.load.items())) for _, s in sorted(self.sites.items())],
@@ -786,14 +796,14 @@ class Engine:
                 assert load.get((number, hour), 0) <= lots <= site.certificate.capacity_lots
         for code, books in self.books.items():
             for hour, book in books.items():
-                standing = {order.order_id for side in book.sides.values() for order in _resting(side)}
-                assert sorted(standing | set(book.blocks)) == open_in.pop((code, hour), [])
+                standing = [order.order_id for side in book.sides.values() for order in _resting(side)]
+                assert sorted([*standing, *book.blocks]) == open_in.pop((code, hour), [])
                 self._check_book(book)
         assert not open_in, f"open orders that stand in no book: {open_in}"
 
     def _check_book(self, book: Book) -> None:
-        asks = {ask.order_id for ask in _resting(book.sides[Side.SELL])}
-        assert asks == {ask.order_id for site in book.site_asks.values() for _, _, ask in site}
+        at_sites = [ask.order_id for site in book.site_asks.values() for _, _, ask in site]
+        assert sorted(ask.order_id for ask in _resting(book.sides[Side.SELL])) == sorted(at_sites)
         for site, lots in book.site_lots.items():
             assert lots == sum(ask.leaves_lots for _, _, ask in book.site_asks[site]), site
         for bid in _resting(book.sides[Side.BUY]):

@@ -294,7 +294,7 @@ async def _announce(conn: asyncpg.Connection, submit: Submit, sign: Sign) -> int
         match record.events[0]:
             case ReadingsReceived():
                 sequence = record.sequence
-            case Rejected(reason=RejectReason.DUPLICATE_RUN):
+            case Rejected(reason=RejectReason.DUPLICATE_RUN | RejectReason.DUPLICATE_COMMAND):
                 # It was announced before a crash, and the ledger's reader has not come to it yet.
                 sequence = record.sequence
             case answer:

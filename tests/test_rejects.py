@@ -258,8 +258,16 @@ ROWS: dict[R, tuple[Row, ...]] = {
             before=(SOME_KEY,),
         ),
     ),
+    R.DUPLICATE_COMMAND: (
+        Row(
+            Deposit(BUYER, 1, authority=AUTHORITY),
+            "authority",
+            "a signature that was not used before",
+            before=(Deposit(BUYER, 1, authority=AUTHORITY),),
+        ),
+    ),
     R.DUPLICATE_RUN: (
-        Row(run_of(1), "run", "a new number above 0", before=(run_of(1),)),
+        Row(run_of(1), "run", "a new number above 0", before=(run_of(1, postings=3),)),
         Row(run_of(0), "run", "a new number above 0"),
         Row(ReceiveReadings(0, "slurm", 0, 1, 1, bytes(32), authority=AUTHORITY), "batch", "above 0"),
     ),
