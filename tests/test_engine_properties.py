@@ -266,7 +266,9 @@ class Flow:
                     self.now = self.engine.next_due_ns() or self.now - seconds * SECOND_NS
                 return Tick()
             case Fund(account, amount):
-                return Deposit(account, amount, authority=AUTHORITY)
+                # Signed anew each time: the same signed act is not done twice.
+                signed = msgspec.structs.replace(AUTHORITY, signed_ns=START_NS + len(self.records))
+                return Deposit(account, amount, authority=signed)
 
 
 class Pair(Flow):
