@@ -21,7 +21,8 @@ class Eligibility:
         self._security_codes = list(self.security)
         bounds = [tier.max_rtt_us for tier in venue.latency_tiers]
         size = len(self.zones)
-        self._zone_rank = [[0] * size for _ in range(size)]
+        # Within a zone any tier is met; a pair without a round trip would meet none.
+        self._zone_rank = [[0 if a == b else len(bounds) for b in range(size)] for a in range(size)]
         for trip in venue.round_trips:
             rank = next(
                 (i for i, bound in enumerate(bounds) if bound is None or trip.rtt_us <= bound), len(bounds)

@@ -1,6 +1,6 @@
 """Decimal strings of the wire to integers of the engine and back, exactly."""
 
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 
 MICROS = 1_000_000
 
@@ -42,13 +42,15 @@ def micros_of(amount: str) -> int:
     """Return an amount of money in millionths.
 
     Raises:
-        ValueError: it is no decimal number, or finer than a millionth.
+        ValueError: it is no decimal number below 2^63 millionths, or finer than a millionth.
     """
     try:
-        number = Decimal(amount)
-    except InvalidOperation:
-        raise ValueError(f"amount {amount!r}: a decimal number is wanted") from None
-    return _whole(number * MICROS, f"amount {amount}", "0.000001")
+        number = Decimal(amount) * MICROS
+    except ArithmeticError:
+        number = Decimal("NaN")
+    if not number.is_finite() or abs(number) >= 2**63:
+        raise ValueError(f"amount {amount!r}: a decimal number below {2**63 // MICROS} is wanted")
+    return _whole(number, f"amount {amount}", "0.000001")
 
 
 def notional_micros(price_ticks: int, lots: int, lot_eighths: int, tick_micros: int) -> int:

@@ -12,8 +12,8 @@ from msgspec import Meta, Struct
 
 from schemas.venue import Venue
 
-Code = Annotated[str, Meta(min_length=1, max_length=40)]
-"""A code of the venue catalogue (class, zone, tier) or a client's order id."""
+Code = Annotated[str, Meta(min_length=1, max_length=40, pattern="^[ -~]+$")]
+"""A code of the venue catalogue (class, zone, tier) or a client's order id: printable ASCII."""
 
 Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]
 Key = Annotated[bytes, Meta(min_length=32, max_length=32)]

@@ -5,10 +5,9 @@ from enum import IntEnum, unique
 
 @unique
 class RejectReason(IntEnum):
-    """The reasons of the engine, in the order in which they are tested.
+    """The reasons of the engine. The number is the wire code and is never reused.
 
-    The number is the wire code and is never reused. 1xx form, 2xx reference, 3xx time, 4xx identity,
-    5xx what the account or the site can bear, 6xx what became of the order on entry, 7xx operations.
+    1xx form, 2xx reference, 3xx time, 4xx identity, 5xx what the account, the site or the book can bear.
     """
 
     PRICE_OUT_OF_RANGE = 101
