@@ -46,7 +46,8 @@ def show(as_json: bool, data: Any, text: str) -> None:
     if as_json:
         typer.echo(json.dumps(data, default=str))
     else:
-        console.print(text, highlight=False)
+        # Not through rich: it would break long lines, and read what stands in brackets as its own.
+        typer.echo(text)
 
 
 def operator_key(folder: DataFolder, path: Path | None) -> Ed25519PrivateKey:

@@ -43,6 +43,7 @@ def replay(folder: Path, last: int) -> tuple[Engine, int]:
 def log_verify(folder: Folder = FOLDER, as_json: AsJson = False) -> None:
     """Apply the whole log again: the events must be the same. Prints the state hash."""
     began = time.monotonic()
+    DataFolder(folder).settings()  # a folder without an exchange is no log without records
     engine, count = replay(folder, durable_end(DataFolder(folder).log))
     data = {"records": count, "state_hash": engine.state_hash().hex(), "seconds": time.monotonic() - began}
     show(as_json, data, f"{count} records replayed, the same events; state {data['state_hash']}")
@@ -56,6 +57,7 @@ def log_show(
 ) -> None:
     """Print records as JSON lines."""
     data = DataFolder(folder)
+    data.settings()
     last = min(durable_end(data.log), first + count - 1)
     for record in read_records(data.log, first, last):
         typer.echo(msgspec.json.encode(decoded(record)))

@@ -26,7 +26,7 @@ from schemas.commands import (
 participant = group("participant", "Accounts: who may trade, with which keys and how much money.")
 site = group("site", "Providers' sites and their certificates.")
 clock = group("clock", "Simulated time.")
-Account = Annotated[int, typer.Argument(min=1, help="The account's number.")]
+Account = Annotated[int, typer.Argument(min=1, max=2**63 - 1, help="The account's number.")]
 
 
 async def _ask(folder: Path, method: str, params: Any = None) -> Any:
@@ -133,7 +133,9 @@ def site_certify(
     try:
         capacity = lots_of(gpus, lots[class_code])
     except (ValueError, ArithmeticError):
-        raise typer.BadParameter(f"gpus {gpus!r}: a multiple of the class's lot is wanted") from None
+        capacity = 0
+    if not 0 < capacity < 2**63:
+        raise typer.BadParameter(f"gpus {gpus!r}: a multiple of the class's lot is wanted")
     now_hour = run(_ask(folder, "session.time"))["time"] // 3_600_000_000_000
     certificate = CertifySite(
         number, account, zone, class_code, capacity, carbon, security, now_hour, now_hour + 24 * days

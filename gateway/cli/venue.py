@@ -60,7 +60,7 @@ def venue_init(
     Example: cux venue init china --folder /srv/cux
     """
     settings: Settings = init_venue(DataFolder(folder), load_venue(name), origin, clock_speed, start_ns)
-    console.print(f"{folder}: {settings.venue.name}, keys in {folder}/keys", highlight=False)
+    typer.echo(f"{folder}: {settings.venue.name}, keys in {folder}/keys")
 
 
 @venue.command("check")

@@ -1,0 +1,341 @@
+"""The command line, verb by verb, on a running exchange: for people and, with `--json`, for programs."""
+
+import asyncio
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import typer.main
+
+from exchange.folder import DataFolder
+from gateway.cli import main
+from gateway.cli.app import app
+from gateway.keys import read_key
+from settlement.postgres import DATABASE_URL
+from tests.exchange_fixture import (
+    Participant,
+    Served,
+    ask,
+    bid,
+    contract,
+    free_port,
+    order,
+    temporary_folder,
+)
+from tests.market import FIRST_HOUR, START_NS
+
+
+class Said(NamedTuple):
+    """What a command said, and its exit code."""
+
+    code: int
+    out: str
+    error: str
+
+    @property
+    def json(self) -> Any:
+        assert self.code == 0, self
+        return json.loads(self.out.splitlines()[-1])
+
+
+Cux = Callable[..., Said]
+
+
+@pytest.fixture
+def cux(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Cux:
+    """The command line, in this process."""
+
+    def run(*arguments: object) -> Said:
+        monkeypatch.setattr(sys, "argv", ["cux", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        out, error = capsys.readouterr()
+        return Said(int(ended.value.code or 0), out, error)
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch, temporary_folder() as path:
+        patch.delenv(DATABASE_URL, raising=False)
+        yield path
+
+
+@pytest.fixture(scope="module")
+def exchange(place: Path) -> Iterator[Served]:
+    """An exchange of the Chinese venue, set up by the command line itself, with one trade in it."""
+    folder = place / "exchange"
+    by_hand("venue", "init", "china", "--folder", folder, "--clock-speed", 1, "--start-ns", START_NS)
+    folder.chmod(0o711)
+    served = Served(DataFolder(folder), free_port())
+    try:
+        keys = [by_hand("keys", "new", place / name).strip() for name in ("seller.key", "buyer.key")]
+        for account, key in enumerate(keys, 1):
+            by_hand("participant", "register", account, key, "--folder", folder)
+            by_hand("participant", "fund", account, "1000000.50", "--folder", folder)
+        by_hand(
+            *("site", "certify", 1, "--account", 1, "--zone", "zhongwei", "--class", "H800-SXM"),
+            *("--gpus", 512, "--carbon", "D", "--security", "S2", "--folder", folder),
+        )
+        asyncio.run(trade(served, place))
+        yield served
+    finally:
+        served.stop()
+
+
+def by_hand(*arguments: object) -> str:
+    command = [sys.executable, "-m", "gateway.cli", *map(str, arguments)]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+async def trade(exchange: Served, place: Path) -> None:
+    seller, buyer = (read_key(place / name) for name in ("seller.key", "buyer.key"))
+    changes = {"class": "H800-SXM"}
+    needed = {"zone": "beijing", "latency": "L4", "carbon": "E", "security": "S1"}
+    async with (
+        exchange.client(Participant(1, seller)) as sells,
+        exchange.client(Participant(2, buyer)) as buys,
+    ):
+        await sells.enter(order(ask("a", 1, FIRST_HOUR, "5", "12.34", **changes)))
+        await buys.enter(order(bid("b", FIRST_HOUR, "2", "13", requirement=needed, **changes)))
+        await buys.enter(order(bid("c", FIRST_HOUR, "1", "9.5", requirement=needed, **changes)))
+
+
+BOOK = contract(FIRST_HOUR).replace("H100", "H800")
+
+
+# -- without an exchange -----------------------------------------------------------------------------------
+
+
+def test_the_versions_are_said_in_both_forms(cux: Cux) -> None:
+    versions = cux("version", "--json").json
+    assert set(versions) == {"cux", "protocol", "rules", "data_format"}
+    assert cux("version").out == "".join(f"{name} {value}\n" for name, value in versions.items())
+
+
+def commands() -> Iterator[tuple[str, ...]]:
+    def below(command: Any, words: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+        yield words
+        for name, verb in getattr(command, "commands", {}).items():
+            yield from below(verb, (*words, name))
+
+    yield from below(typer.main.get_command(app), ())
+
+
+@pytest.mark.parametrize("words", list(commands()), ids=" ".join)
+def test_every_verb_has_help(cux: Cux, words: tuple[str, ...]) -> None:
+    command: Any = typer.main.get_command(app)
+    for word in words:
+        command = command.commands[word]
+    assert command.help or command.callback.__doc__, words
+    for parameter in command.params:
+        if parameter.name not in {"help", "install_completion", "show_completion"}:
+            assert parameter.help, (words, parameter.name)
+    said = cux(*words, "--help")
+    assert said.code == 0
+    assert "Usage:" in said.out
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"), [(("servee",), "serve"), (("venue", "int"), "init"), (("particpant",), "participant")]
+)
+def test_an_unknown_command_is_answered_with_the_nearest(
+    cux: Cux, words: tuple[str, ...], meant: str
+) -> None:
+    said = cux(*words)
+    assert said.code == 2
+    assert f"Did you mean '{meant}'" in said.error
+    assert "Traceback" not in said.error
+
+
+def test_a_catalogue_is_checked_and_shown(cux: Cux, tmp_path: Path) -> None:
+    assert cux("venue", "check", "china").out.endswith("valid\n")
+    shown = cux("venue", "show", "europe")
+    assert shown.code == 0
+    assert "H100-SXM" in shown.out
+    wrong = tmp_path / "wrong.toml"
+    wrong.write_text("code = 5\n")
+    said = cux("venue", "check", wrong)
+    assert (said.code, said.out) == (1, "")
+    assert said.error.startswith("cux: ")
+    assert "code" in said.error
+    assert cux("venue", "check", "atlantis").code == 1
+
+
+def test_a_key_is_made_once_and_readable_by_its_owner_only(cux: Cux, tmp_path: Path) -> None:
+    path = tmp_path / "my.key"
+    said = cux("keys", "new", path)
+    assert bytes.fromhex(said.out.strip()) == read_key(path).public_key().public_bytes_raw()
+    assert path.stat().st_mode & 0o777 == 0o600
+    again = cux("keys", "new", path)
+    assert (again.code, again.error) == (1, f"cux: {path} is there already; a key is never overwritten\n")
+
+
+def test_a_folder_is_set_up_once(cux: Cux, tmp_path: Path) -> None:
+    folder = tmp_path / "a [bold] folder"
+    said = cux("venue", "init", "europe", "--folder", folder)
+    assert said.code == 0
+    assert said.out.startswith(f"{folder}: ")
+    assert {path.name for path in (folder / "keys").iterdir()} == {
+        "venue.key", "operator-1.key", "operator-2.key",
+    }  # fmt: skip
+    before = (folder / "cux.json").read_bytes()
+    again = cux("venue", "init", "china", "--folder", folder)
+    assert again.code == 1
+    assert again.error.count("\n") == 1
+    assert (folder / "cux.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("status",),
+        ("log", "verify"),
+        ("log", "show"),
+        ("audit", "vkey"),
+        ("db", "check"),
+        ("settle", "status"),
+    ],
+)
+def test_a_folder_without_an_exchange_is_one_sentence(
+    cux: Cux, tmp_path: Path, words: tuple[str, ...]
+) -> None:
+    said = cux(*words, "--folder", tmp_path / "none")
+    assert said.code == 1
+    assert said.error.startswith("cux: ")
+    assert said.error.count("\n") == 1
+
+
+def test_an_exchange_that_is_not_there_is_one_sentence(cux: Cux) -> None:
+    url = f"ws://127.0.0.1:{free_port()}/ws"
+    said = cux("book", "--url", url)
+    assert said.code == 1
+    assert said.error.startswith(f"cux: {url}: ")
+    assert said.error.count("\n") == 1
+
+
+# -- with one ----------------------------------------------------------------------------------------------
+
+
+def test_status_counts_what_happened_in_both_forms(cux: Cux, exchange: Served) -> None:
+    found = cux("status", "--folder", exchange.folder.path, "--json").json
+    assert found["events"] == {
+        "AccountRegistered": 2, "Deposited": 2, "EraOpened": 1, "KeyRegistered": 2, "OrderAccepted": 3,
+        "SiteCertified": 1, "Traded": 1,
+    }  # fmt: skip
+    assert (found["open_orders"], found["sites"], found["time"]) == (2, 1, START_NS)
+    text = cux("status", "--folder", exchange.folder.path).out
+    assert "open_orders  2" in text
+    assert "Traded  1" in text
+
+
+def test_the_book_is_shown_in_both_forms(cux: Cux, exchange: Served) -> None:
+    assert cux("book", "--url", exchange.url, "--json").json == [BOOK]
+    assert cux("book", "--url", exchange.url).out == f"{BOOK}\n"
+    found = cux("book", BOOK, "--url", exchange.url, "--json").json
+    assert [(row["price"], row["gpus"]) for row in found["bids"]] == [("9.5", "1")]
+    assert [(row["price"], row["gpus"]) for row in found["asks"]] == [("12.34", "3")]
+    text = cux("book", BOOK, "--url", exchange.url).out
+    assert "12.34" in text
+    assert "zhongwei" in text
+    wrong = cux("book", "H800-SXM.2026", "--url", exchange.url)
+    assert wrong.code == 1
+    assert wrong.error == (
+        "cux: invalid params: contract H800-SXM.2026 "
+        "(allowed: a class and a UTC hour, as in H100-SXM.20261124T14)\n"
+    )
+
+
+def test_an_operators_act_is_answered_in_both_forms_and_its_refusal_is_one_sentence(
+    cux: Cux, exchange: Served, place: Path
+) -> None:
+    at = ("--folder", exchange.folder.path)
+    (answer,) = cux("participant", "fund", 2, "1", *at, "--json").json
+    assert answer["event"] == {"type": "deposited", "account": 2, "amount_micros": 1_000_000}
+    assert cux("participant", "withdraw", 2, "1", *at).out == f"withdrawn, record {answer['sequence'] + 1}\n"
+    unknown = cux("participant", "fund", 99, "1", *at)
+    assert (unknown.code, unknown.out) == (1, "")
+    assert unknown.error.startswith("cux: unknown_account: account 99 ")
+    for amount in ("much", "0.0000001", "NaN", "Infinity", "1e20", "1e999999999"):
+        wrong = cux("participant", "fund", 2, amount, *at)
+        assert wrong.code == 2, amount
+        assert amount in wrong.error
+        assert "Traceback" not in wrong.error
+    stranger = cux("participant", "fund", 2, "1", "--key", place / "buyer.key", *at)
+    assert stranger.code == 1
+    assert "not signed by an operator" in stranger.error
+    key = cux("participant", "register", 3, "abc", *at)
+    assert (key.code, "64 hexadecimal digits" in key.error) == (2, True)
+
+
+@pytest.mark.parametrize("gpus", ["0.5", "many", "NaN", "Infinity", "0", "-1", "1e30"])
+def test_a_site_has_whole_lots(cux: Cux, exchange: Served, gpus: str) -> None:
+    said = cux(
+        *("site", "certify", 2, "--account", 1, "--zone", "zhongwei", "--class", "H800-SXM", "--gpus", gpus),
+        *("--carbon", "D", "--security", "S2", "--folder", exchange.folder.path),
+    )
+    assert said.code == 2
+    assert gpus in said.error
+    assert "Traceback" not in said.error
+
+
+def test_the_log_is_verified_and_shown(cux: Cux, exchange: Served) -> None:
+    at = ("--folder", exchange.folder.path)
+    verified = cux("log", "verify", *at, "--json").json
+    assert cux("log", "verify", *at, "--json").json["state_hash"] == verified["state_hash"]
+    # One line: a hash that is broken in two cannot be copied.
+    assert cux("log", "verify", *at).out == (
+        f"{verified['records']} records replayed, the same events; state {verified['state_hash']}\n"
+    )
+    lines = cux("log", "show", "--from", 2, "--count", 3, *at).out.splitlines()
+    assert [json.loads(line)["sequence"] for line in lines] == [2, 3, 4]
+    assert json.loads(lines[0])["command"]["type"] == "register_account"
+
+
+def test_the_ledger_is_checked_in_both_forms(cux: Cux, exchange: Served) -> None:
+    at = ("--folder", exchange.folder.path)
+    found = cux("db", "check", *at, "--json").json
+    assert (found["ledger_sum"], found["differences"]) == (0, [])
+    assert cux("db", "check", *at).out == f"position {found['position']}, sum 0\n"
+    assert cux("db", "migrate", *at).out == "nothing to do\n"
+    assert cux("settle", "status", *at, "--json").json == []
+    assert cux("settle", "status", *at).out == "no runs\n"
+
+
+def test_an_export_proves_itself_to_a_program_that_has_nothing_else(
+    cux: Cux, exchange: Served, place: Path
+) -> None:
+    at = ("--folder", exchange.folder.path)
+    out = place / "export"
+    report = cux("audit", "export", out, *at, "--json").json
+    vkey = cux("audit", "vkey", *at).out.strip()
+    verify = [str(Path(sys.executable).parent / "cux-verify"), str(out), "--vkey", vkey]
+    proved = subprocess.run(verify, check=False, capture_output=True, text=True, timeout=60)
+    assert proved.returncode == 0, proved
+    assert str(report["records"]) in proved.stdout
+    changed = place / "changed"
+    shutil.copytree(out, changed)
+    victim = max(changed.rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+    data = bytearray(victim.read_bytes())
+    data[len(data) // 2] ^= 1
+    victim.write_bytes(data)
+    verify[1] = str(changed)
+    assert subprocess.run(verify, check=False, capture_output=True, timeout=60).returncode == 1
+    again = cux("audit", "export", out, *at)
+    assert again.code == 1
+    assert again.error.count("\n") == 1
+
+
+def test_simulated_time_is_moved_forward_only(cux: Cux, exchange: Served) -> None:
+    at = ("--folder", exchange.folder.path)
+    assert cux("clock", "set", "--time", START_NS + 10**9, *at).code == 0
+    assert cux("status", *at, "--json").json["time"] == START_NS + 10**9
+    back = cux("clock", "set", "--time", START_NS, *at)
+    assert back.code == 1
+    assert back.error.startswith(f"cux: time {START_NS}: a simulated clock only moves forward")
