@@ -138,10 +138,19 @@ async def test_any_other_call_over_a_cut_line_is_lost_and_says_so(exchange: Runn
     async with Line(exchange.port).laid() as line, Client(line.url, who.key) as client:
         losing = asyncio.create_task(_swallow_the_next_answer(line))
         with pytest.raises(LostError, match="before the answer came"):
-            await client.funds()
+            await client.cancel("none")
         await losing
         with pytest.raises(LostError, match="not connected"):
-            await client.funds()
+            await client.cancel("none")
+
+
+async def test_a_question_over_a_cut_line_is_asked_again(exchange: Running) -> None:
+    who = await exchange.register()
+    async with Line(exchange.port).laid() as line, Client(line.url, who.key) as client:
+        losing = asyncio.create_task(_swallow_the_next_answer(line))
+        funds = await client.funds()
+        assert losing.done(), "the answer came before the line was cut"
+        assert funds == await client.funds()
 
 
 async def test_an_exchange_that_cannot_be_reached_is_named() -> None:

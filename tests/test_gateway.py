@@ -790,6 +790,6 @@ async def test_the_client_s_orders_survive_a_killed_gateway(exchange: Running) -
         exchange.launch_gateway()
         results = await asyncio.wait_for(asyncio.gather(*entering), 30)
         assert results[:20] == first
-        found = await client.call("order.open", None, list[OrderResult])
+        found = await client.ask("order.open", None, list[OrderResult])
         assert sorted(one.order_id for one in found) == sorted(one.order_id for one in results)
         assert len(found) == 100

@@ -146,9 +146,24 @@ class Client:
             await ws.send_frame(_encoder.encode(request), aiohttp.WSMsgType.TEXT)
             return msgspec.json.decode(await answer, type=type)
         except (ConnectionError, RuntimeError) as error:
+            self._drop(ws)
             raise LostError(str(error)) from None
         finally:
             self._waiting.pop(number, None)
+
+    async def ask(self, method: str, params: Any = None, type: type[T] = Any) -> T:  # type: ignore[assignment]  # noqa: A002
+        """Call a method that changes nothing; after a lost connection ask again.
+
+        Raises:
+            RefusedError: the exchange refused.
+            LostError: the exchange stayed away.
+        """
+        for _ in range(ATTEMPTS):
+            try:
+                return await self.call(method, params, type)
+            except LostError:
+                await self._again()
+        raise LostError("the exchange stayed away")
 
     async def enter(self, order: OrderEnter) -> OrderResult:
         """Enter an order; after a lost connection or a restart, find out what became of it.
@@ -185,29 +200,34 @@ class Client:
 
     async def status(self, client_order_id: str) -> OrderResult:
         """Return what became of an order."""
-        return await self.call("order.status", OrderNamed(client_order_id=client_order_id), OrderResult)
+        return await self.ask("order.status", OrderNamed(client_order_id=client_order_id), OrderResult)
 
     async def fills(self) -> list[Fill]:
         """Return all fills of the account, oldest first."""
         found: list[Fill] = []
         while True:
             since = found[-1].trade_id if found else 0
-            page = await self.call("account.fills", {"since": since}, list[Fill])
+            page = await self.ask("account.fills", {"since": since}, list[Fill])
             found += page
             if not page:
                 return found
 
     async def funds(self) -> Funds:
         """Return where the account's money is."""
-        return await self.call("account.funds", None, Funds)
+        return await self.ask("account.funds", None, Funds)
 
     async def time(self) -> VenueTime:
         """Return venue time and its speed."""
-        return await self.call("session.time", None, VenueTime)
+        return await self.ask("session.time", None, VenueTime)
 
     async def operate(self, command: OperatorCommand) -> Any:
         """Submit a signed operator's command at the admin door."""
         return await self.call("operator.submit", {"command": command})
+
+    def _drop(self, ws: aiohttp.ClientWebSocketResponse) -> None:
+        """Forget a connection that failed, though it may not know yet that it is closed."""
+        if self._ws is ws:
+            self._ws = None
 
     async def _again(self) -> None:
         async with self._connecting:
