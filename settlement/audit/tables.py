@@ -1,8 +1,8 @@
 """The log as tables: CSV that a person reads, made from commands and events alone.
 
 Times are UTC to the nanosecond; prices, quantities and money are decimal strings; ids are numbers. Orders
-are told in the terms of RTS 24 (Delegated Regulation (EU) 2017/580), quantities in GPU-hours. What the columns
-mean stands in README.md.
+are told in the terms of RTS 24 (Delegated Regulation (EU) 2017/580), quantities in GPU-hours. README.md
+says what the columns mean.
 """
 
 import csv
