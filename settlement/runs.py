@@ -469,7 +469,7 @@ async def _start(conn: asyncpg.Connection, submit: Submit, sign: Sign, start: St
         match record.events[0]:
             case SettlementRunStarted():
                 return record.sequence
-            case Rejected(reason=RejectReason.DUPLICATE_RUN):
+            case Rejected(reason=RejectReason.DUPLICATE_RUN | RejectReason.DUPLICATE_COMMAND):
                 # It was announced before a crash, beyond what the caller knew of the log.
                 await _caught_up(conn, record.sequence, None)
                 stored = await conn.fetchrow(query, start.run)
