@@ -12,13 +12,14 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import aiohttp
+import asyncpg
 import msgspec
 
 from exchange.folder import DataFolder, FolderError
 from exchange.link import CoreLink
 from exchange.process import SUPERVISOR
 from settlement.database import connect, migrate
-from settlement.postgres import Postgres
+from settlement.postgres import DatabaseError, Postgres
 
 RESTARTS_MAX = 5
 RESTART_WINDOW_SECONDS = 60.0
@@ -49,7 +50,10 @@ class Exchange:
             ServeError: a process ended before it was ready, or keeps dying.
         """
         self._postgres_pid = postgres.pid
-        conn = await connect(postgres.connection)
+        try:
+            conn = await connect(postgres.connection)
+        except (OSError, asyncpg.PostgresError) as error:
+            raise DatabaseError(f"the database cannot be reached: {error}") from error
         await migrate(conn)
         await conn.close()
         stopping = asyncio.create_task(stop.wait())
