@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test check lock clean
+.PHONY: run test check bench-gateway lock clean
 
 run: $(READY)  ## start the exchange with its own Postgres and run the main job
 	$(BIN)/cux demo $(ARGS)
@@ -15,6 +15,9 @@ check: $(READY)  ## formatting, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+bench-gateway: $(READY)  ## what an order costs through the gateway, beside a bare WebSocket echo
+	$(BIN)/python -m benchmarks.gateway
 
 lock: $(READY)  ## pin every dependency by version and hash
 	$(BIN)/pip install -q uv

@@ -74,7 +74,10 @@ class State:
 
     def account(self, number: int) -> AccountState:
         """Return the account's state; empty for one that nothing happened to."""
-        return self.accounts.setdefault(number, AccountState())
+        found = self.accounts.get(number)
+        if found is None:
+            found = self.accounts[number] = AccountState()
+        return found
 
     def apply(self, record: Decoded) -> Changes:
         """Take in the next record and return the depth that changed."""

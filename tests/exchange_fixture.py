@@ -34,6 +34,7 @@ from exchange.process import SUPERVISOR
 from exchange.quantity import micros_of
 from gateway.client import Client
 from gateway.keys import read_key
+from gateway.methods import LOGIN_PREFIX
 from gateway.venue_setup import init_venue
 from schemas.authority import signed
 from schemas.commands import CertifySite, Deposit, OperatorCommand, RegisterAccount, RegisterKey, Scope
@@ -334,3 +335,13 @@ def contract(hour: int) -> str:
 def text_of(data: bytes) -> str:
     """Base64, as keys and signatures are sent."""
     return base64.b64encode(data).decode()
+
+
+def public(key: Ed25519PrivateKey) -> str:
+    """The key as `session.challenge` and `session.login` take it."""
+    return text_of(key.public_key().public_bytes_raw())
+
+
+def login_params(key: Ed25519PrivateKey, challenge: bytes) -> dict[str, str]:
+    """The params of `session.login`."""
+    return {"key": public(key), "signature": text_of(key.sign(LOGIN_PREFIX + challenge))}

@@ -19,7 +19,7 @@ from websockets.asyncio.client import ClientConnection, connect
 
 from exchange.contract import HOUR_NS
 from gateway.client import RefusedError
-from gateway.methods import LOGIN_PREFIX, METHODS
+from gateway.methods import METHODS
 from gateway.session import IN_FLIGHT_MAX
 from schemas.authority import signed
 from schemas.commands import CertifySite, Deposit, Scope
@@ -34,7 +34,9 @@ from tests.exchange_fixture import (
     ask,
     bid,
     contract,
+    login_params,
     order,
+    public,
     running,
     text_of,
     until,
@@ -72,23 +74,11 @@ class Caller:
 
     async def challenge(self, key: Ed25519PrivateKey) -> bytes:
         answer = await self.call("session.challenge", {"key": public(key)})
-        return bytes_of(answer["result"]["challenge"])
+        return base64.b64decode(answer["result"]["challenge"])
 
     async def login(self, key: Ed25519PrivateKey) -> dict[str, Any]:
         challenge = await self.challenge(key)
         return await self.call("session.login", login_params(key, challenge))
-
-
-def public(key: Ed25519PrivateKey) -> str:
-    return text_of(key.public_key().public_bytes_raw())
-
-
-def bytes_of(text: str) -> bytes:
-    return base64.b64decode(text)
-
-
-def login_params(key: Ed25519PrivateKey, challenge: bytes) -> dict[str, str]:
-    return {"key": public(key), "signature": text_of(key.sign(LOGIN_PREFIX + challenge))}
 
 
 @asynccontextmanager
