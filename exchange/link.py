@@ -113,7 +113,8 @@ class CoreLink:
         return answer
 
     async def _ask(self, frame: Callable[[int], Frame]) -> Record | Clock | None:
-        if self._task.done():
+        # The transport may know of the end before what came over it is all read.
+        if self._task.done() or self._writer.is_closing():
             raise CoreLostError("the core is gone")
         number = next(self._numbers)
         answer: asyncio.Future[Record | Clock | None] = asyncio.get_running_loop().create_future()

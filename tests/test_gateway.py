@@ -13,16 +13,18 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+import uvloop
 import websockets
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from websockets.asyncio.client import ClientConnection, connect
 
 from exchange.contract import HOUR_NS
+from exchange.link import CoreLink, CoreLostError
 from gateway.client import RefusedError
 from gateway.methods import METHODS
 from gateway.session import IN_FLIGHT_MAX
 from schemas.authority import signed
-from schemas.commands import CertifySite, Deposit, Scope
+from schemas.commands import CertifySite, Deposit, Scope, Tick
 from schemas.reasons import DoorError, RejectReason
 from schemas.wire import Fill, Funds, OrderResult
 from tests.exchange_fixture import (
@@ -750,6 +752,18 @@ async def test_health_and_calls_while_the_core_is_away_and_after(exchange: Runni
         assert sorted(names) == sorted(f"k{n}" for n in range(41))
         assert len({one.order_id for one in repeated}) == 40
         await until(lambda: exchange.health()[0] == 200)
+
+
+def test_a_command_to_a_core_that_is_going_is_lost_and_no_fault_of_ours(exchange: Running) -> None:
+    async def submit() -> None:
+        link = await CoreLink.connect(exchange.folder.core_socket)
+        link._writer.transport.abort()
+        await asyncio.sleep(0)
+        with pytest.raises(CoreLostError):
+            await link.submit(Tick())
+
+    # The gateway's loop: to write to a transport that is gone is an error there, and nothing elsewhere.
+    uvloop.run(submit())
 
 
 async def test_a_gateway_that_stops_says_goodbye_and_waits_for_nobody(exchange: Running) -> None:
