@@ -33,6 +33,7 @@ from schemas.records import Record
 
 QUEUE_MAX = 10_000
 BATCH_MAX = 1_000
+WAIT_MAX_SECONDS = 1.0
 BACKLOG_MAX_BYTES = 256 * 1024 * 1024
 """A reader of records that is this far behind is cut off; it finds what it missed in the log."""
 
@@ -64,7 +65,7 @@ class Core:
             FolderError, LogError: the folder cannot be used.
         """
         self._settings = folder.settings()
-        self._speed_file = folder.clock_speed
+        self._folder = folder
         self.log = FileLog(folder.log)
         self.clock: WallClock | SimulatedClock = WallClock()
         simulated = self._settings.clock_speed > 0
@@ -74,8 +75,7 @@ class Core:
         recovered_ns = self.sequencer.engine.time_ns
         if isinstance(self.clock, SimulatedClock):
             # Simulated time stands while the exchange is down: it goes on where the log ends, as it did.
-            speed = int(self._speed_file.read_text()) if self._speed_file.exists() else 0
-            self.clock.set(max(recovered_ns, self._settings.start_ns), speed)
+            self.clock.set(max(recovered_ns, self._settings.start_ns), folder.clock_speed())
         else:
             self.clock = WallClock(recovered_ns)
         opening = self.sequencer.open_era(self._settings)
@@ -125,8 +125,11 @@ class Core:
             if delay is not None and delay <= 0:
                 return
             self.log.seal()
+            # No longer than that: the wall clock may be set forward meanwhile.
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), delay)
+                await asyncio.wait_for(
+                    self._wake.wait(), None if delay is None else min(delay, WAIT_MAX_SECONDS)
+                )
 
     def _seconds_to_due(self) -> float | None:
         due = self.sequencer.next_due_ns()
@@ -197,10 +200,10 @@ class Core:
             return
         try:
             self.clock.set(time_ns, speed)
-        except ValueError as error:
+            self._folder.keep_clock_speed(self.clock.speed)
+        except (ValueError, OSError) as error:
             client.send(Done(correlation, str(error)))
             return
-        self._speed_file.write_text(str(self.clock.speed))
         # A tick answers: when it is durable, so is all that was due before it.
         self._queue.append((client, correlation, Tick()))
         self._wake.set()
@@ -209,6 +212,10 @@ class Core:
 async def _run(folder: DataFolder) -> None:
     socket = folder.core_socket
     core = Core(folder)
+    if core.log.cut_bytes:
+        sys.stderr.write(
+            f"core: a torn end of {core.log.cut_bytes} bytes, told to nobody, was cut off the log\n"
+        )
     socket.unlink(missing_ok=True)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, core.stop)

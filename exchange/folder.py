@@ -39,7 +39,7 @@ class DataFolder:
         self.log = self.path / "log"
         self.keys = self.path / "keys"
         self.postgres = self.path / "postgres"
-        self.clock_speed = self.path / "clock-speed"
+        self._clock_speed = self.path / "clock-speed"
 
     def create(self, settings: Settings) -> None:
         """Make the folder.
@@ -77,6 +77,27 @@ class DataFolder:
         except msgspec.DecodeError as error:
             raise FolderError(f"{self.settings_file}: {error}") from None
 
+    def clock_speed(self) -> int:
+        """Return how fast a simulated clock ran last; 0 if it was never set.
+
+        Raises:
+            FolderError: the file does not say.
+        """
+        try:
+            return int(self._clock_speed.read_text())
+        except FileNotFoundError:
+            return 0
+        except ValueError:
+            raise FolderError(
+                f"{self._clock_speed} holds no number; write 0 into it to let time stand"
+            ) from None
+
+    def keep_clock_speed(self, speed: int) -> None:
+        """Remember how fast the simulated clock runs."""
+        beside = self._clock_speed.with_suffix(".new")
+        beside.write_text(str(speed))
+        beside.rename(self._clock_speed)
+
     @property
     def run(self) -> Path:
         """Where the sockets are: in the folder, or among temporary files where its path is too long."""
@@ -89,8 +110,8 @@ class DataFolder:
             name = hashlib.sha256(os.fsencode(self.path)).hexdigest()[:16]
             folder = Path(tempfile.gettempdir()) / f"cux-{os.getuid()}-{name}"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if folder.stat().st_uid != os.getuid():
-            raise FolderError(f"{folder} belongs to another user")
+        if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+            raise FolderError(f"{folder} is a link or belongs to another user")
         folder.chmod(0o700)
         return folder
 

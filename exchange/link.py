@@ -5,6 +5,8 @@ import itertools
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
+
 from schemas.commands import AnyCommand
 from schemas.link import (
     FRAME_MAX_BYTES,
@@ -38,7 +40,7 @@ async def read_frame(reader: asyncio.StreamReader) -> AnyFrame | None:
     """Return the next frame, or None at the end of the stream.
 
     Raises:
-        CoreLostError: the stream ended within a frame, or the frame is too large.
+        CoreLostError: the stream ended within a frame, or what came is none, or too large.
     """
     try:
         head = await reader.readexactly(LENGTH.size)
@@ -51,6 +53,8 @@ async def read_frame(reader: asyncio.StreamReader) -> AnyFrame | None:
         return decode_frame(await reader.readexactly(length))
     except asyncio.IncompleteReadError as error:
         raise CoreLostError("the stream ended within a frame") from error
+    except msgspec.DecodeError as error:
+        raise CoreLostError(f"what came is no frame: {error}") from error
 
 
 class CoreLink:

@@ -72,22 +72,22 @@ class Order:
         worth = self.worth_left_micros
         if worth == 0:
             return 0
-        fee = _ceil(self.fee_accrued + terms.highest_fee_ppm * worth, PPM) - self.fee_accrued // PPM
+        fee = _ceil(self.fee_accrued + terms.highest_fee_ppm * worth, PPM)
         if self.command.side is Side.BUY:
             return worth + fee
-        return _ceil(self.bond_accrued + terms.bond_permille * worth, 1000) - self.bond_accrued // 1000 + fee
+        return _ceil(self.bond_accrued + terms.bond_permille * worth, 1000) + fee
 
     def charge_fee(self, terms: Terms, notional_micros: int, taker: bool) -> int:
-        """Accrue the fee of a trade and return the whole millionths that fall due."""
-        before = self.fee_accrued // PPM
+        """Accrue the fee of a trade and return the whole millionths that fall due; a fraction is kept."""
         self.fee_accrued += (terms.taker_fee_ppm if taker else terms.maker_fee_ppm) * notional_micros
-        return self.fee_accrued // PPM - before
+        due, self.fee_accrued = divmod(self.fee_accrued, PPM)
+        return due
 
     def charge_bond(self, terms: Terms, notional_micros: int) -> int:
-        """Accrue the bond of a sale and return the whole millionths that fall due."""
-        before = self.bond_accrued // 1000
+        """Accrue the bond of a sale and return the whole millionths that fall due; a fraction is kept."""
         self.bond_accrued += terms.bond_permille * notional_micros
-        return self.bond_accrued // 1000 - before
+        due, self.bond_accrued = divmod(self.bond_accrued, 1000)
+        return due
 
     def take(self, lots: int) -> None:
         """Fill `lots` of what is open."""

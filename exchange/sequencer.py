@@ -30,7 +30,12 @@ class Sequencer:
             self._reapply(record)
 
     def _reapply(self, record: Record) -> None:
-        known = decoded(record)
+        try:
+            known = decoded(record)
+        except msgspec.DecodeError as error:
+            raise LogError(
+                f"record {record.sequence} is of another version of cux, run the one that wrote it: {error}"
+            ) from None
         events = self.engine.apply(known.time_ns, known.command)
         if tuple(events) != known.events:
             raise LogError(

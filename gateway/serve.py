@@ -5,6 +5,7 @@ import contextlib
 import fcntl
 import os
 import signal
+import socket
 import sys
 import time
 from collections import deque
@@ -25,6 +26,7 @@ RESTARTS_MAX = 5
 RESTART_WINDOW_SECONDS = 60.0
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
+POSTGRES_LOOK_SECONDS = 0.5
 _MODULES = {"core": "exchange.core", "gateway": "gateway.server", "back": "settlement.back"}
 
 
@@ -35,52 +37,94 @@ class ServeError(Exception):
 class Exchange:
     """The processes of one exchange. A process that dies is started again, within limits."""
 
-    def __init__(self, folder: DataFolder, host: str, port: int, tell: Callable[[str], None]) -> None:
+    def __init__(
+        self, folder: DataFolder, host: str, port: int, postgres: Postgres, tell: Callable[[str], None]
+    ) -> None:
         self._folder = folder
         self._host, self._port = host, port
+        self._postgres = postgres
         self._tell = tell
         self._processes: dict[str, asyncio.subprocess.Process] = {}
-        self._postgres_pid: int | None = None
-        self._restarts: deque[float] = deque()
 
-    async def run(self, postgres: Postgres, stop: asyncio.Event) -> None:
+    async def run(self, stop: asyncio.Event) -> None:
         """Start everything, keep it up until `stop`, end it in order.
 
         Raises:
+            DatabaseError: the database cannot be used.
             ServeError: a process ended before it was ready, or keeps dying.
         """
-        self._postgres_pid = postgres.pid
+        tasks: list[asyncio.Task[None]] = []
         try:
-            conn = await connect(postgres.connection)
-        except (OSError, asyncpg.PostgresError) as error:
-            raise DatabaseError(f"the database cannot be reached: {error}") from error
-        await migrate(conn)
-        await conn.close()
-        stopping = asyncio.create_task(stop.wait())
-        watching: dict[asyncio.Task[int], str] = {}
-        try:
+            await self._migrate()
             for name, ready in (("core", self._core_ready), ("gateway", self._gateway_ready), ("back", None)):
                 await self._start(name)
                 if ready is not None:
                     await self._until_ready(name, ready)
-                watching[asyncio.create_task(self._processes[name].wait())] = name
+                tasks.append(asyncio.create_task(self._keep(name)))
+            tasks.append(asyncio.create_task(self._keep_postgres()))
             self._tell(
                 f"exchange ready at ws://{self._host}:{self._port}/ws; "
                 + ", ".join(f"{name} {pid}" for name, pid in self._pids().items())
             )
-            while not stopping.done():
-                done, _ = await asyncio.wait({stopping, *watching}, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    if task in watching and not stopping.done():
-                        name = watching.pop(task)
-                        self._note_restart(name, task.result())
-                        await self._start(name)
-                        watching[asyncio.create_task(self._processes[name].wait())] = name
-                        self._tell(f"{name} restarted as {self._processes[name].pid}")
+            stopping = asyncio.create_task(self._stopped(stop))
+            tasks.append(stopping)
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
         finally:
-            await self._end()
-            for task in (stopping, *watching):
+            for task in tasks:
                 task.cancel()
+            await self._end()
+            self._postgres.stop()
+
+    async def _migrate(self) -> None:
+        try:
+            conn = await connect(self._postgres.connection)
+        except (OSError, asyncpg.PostgresError) as error:
+            raise DatabaseError(f"the database cannot be reached: {error}") from error
+        await migrate(conn)
+        await conn.close()
+
+    async def _stopped(self, stop: asyncio.Event) -> None:
+        await stop.wait()
+
+    async def _keep(self, name: str) -> None:
+        """Start a process again whenever it ends.
+
+        Trading needs core and gateway: if one of them ends too often, all stops. It does not need the back.
+        """
+        restarts: deque[float] = deque()
+        while True:
+            code = await self._processes[name].wait()
+            now = time.monotonic()
+            restarts.append(now)
+            while restarts[0] < now - RESTART_WINDOW_SECONDS:
+                restarts.popleft()
+            self._tell(f"{name} ended with code {code}")
+            if len(restarts) > RESTARTS_MAX:
+                if name != "back":
+                    raise ServeError(f"{name} ended with code {code}; that is too often, the exchange stops")
+                await asyncio.sleep(RESTART_WINDOW_SECONDS / RESTARTS_MAX)
+            await self._start(name)
+            self._tell(f"{name} restarted as {self._processes[name].pid}")
+
+    async def _keep_postgres(self) -> None:
+        """Start the database again when it ends; the exchange trades on meanwhile."""
+        while True:
+            await asyncio.sleep(POSTGRES_LOOK_SECONDS)
+            if self._postgres.running:
+                continue
+            self._tell("postgres ended")
+            self._postgres.stop()
+            try:
+                # In this very thread: the kernel ends the server with the thread that started it.
+                self._postgres = Postgres.start(self._folder.postgres)
+            except DatabaseError as error:
+                self._tell(f"{error}; trying again")
+                await asyncio.sleep(RESTART_WINDOW_SECONDS / RESTARTS_MAX)
+                continue
+            self._write_pids()
+            self._tell(f"postgres restarted as {self._postgres.pid}")
 
     async def _start(self, name: str) -> None:
         arguments = [sys.executable, "-m", _MODULES[name], str(self._folder.path)]
@@ -91,6 +135,9 @@ class Exchange:
         self._processes[name] = await asyncio.create_subprocess_exec(
             *arguments, env=environment, start_new_session=True
         )
+        self._write_pids()
+
+    def _write_pids(self) -> None:
         # Whole at every moment: others look at it while it changes.
         beside = self._folder.run / "pids.new"
         beside.write_bytes(msgspec.json.encode(self._pids()))
@@ -98,7 +145,7 @@ class Exchange:
 
     def _pids(self) -> dict[str, int]:
         pids = {name: process.pid for name, process in self._processes.items()}
-        return pids if self._postgres_pid is None else {"postgres": self._postgres_pid, **pids}
+        return pids if self._postgres.pid is None else {"postgres": self._postgres.pid, **pids}
 
     async def _until_ready(self, name: str, ready: Callable[[], Awaitable[bool]]) -> None:
         deadline = time.monotonic() + START_SECONDS
@@ -123,15 +170,6 @@ class Exchange:
                 async with session.get("http://admin/health") as answer:
                     return answer.status == 200
         return False
-
-    def _note_restart(self, name: str, code: int) -> None:
-        now = time.monotonic()
-        self._restarts.append(now)
-        while self._restarts[0] < now - RESTART_WINDOW_SECONDS:
-            self._restarts.popleft()
-        if len(self._restarts) > RESTARTS_MAX:
-            raise ServeError(f"{name} ended with code {code}; that is too often, the exchange stops")
-        self._tell(f"{name} ended with code {code}")
 
     async def _end(self) -> None:
         for name in ("gateway", "back", "core"):
@@ -162,11 +200,23 @@ def serve(path: Path, host: str, port: int, tell: Callable[[str], None]) -> None
         os.close(lock)
         raise FolderError(f"{folder.path} is served by another cux serve") from None
 
+    _refuse_busy_port(host, port)
+
     async def run(postgres: Postgres) -> None:
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, stop.set)
-        await Exchange(folder, host, port, tell).run(postgres, stop)
+        await Exchange(folder, host, port, postgres, tell).run(stop)
 
-    with Postgres.start(folder.postgres) as postgres:
-        asyncio.run(run(postgres))
+    asyncio.run(run(Postgres.start(folder.postgres)))
+
+
+def _refuse_busy_port(host: str, port: int) -> None:
+    with socket.socket() as door:
+        door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            door.bind((host, port))
+        except OSError as error:
+            raise ServeError(
+                f"cannot listen on {host}:{port}: {error.strerror}; name another --port"
+            ) from None

@@ -17,8 +17,9 @@ _encoder = msgspec.msgpack.Encoder(order="deterministic")
 _command_decoder: msgspec.msgpack.Decoder[AnyCommand] = msgspec.msgpack.Decoder(AnyCommand)
 _event_decoder: msgspec.msgpack.Decoder[AnyEvent] = msgspec.msgpack.Decoder(AnyEvent)
 
+_FORMS = ("codec", "commands", "events", "reasons", "records", "venue")
 CODEC_DIGEST = hashlib.sha256(
-    b"".join((Path(__file__).parent / name).read_bytes() for name in ("commands.py", "events.py", "venue.py"))
+    b"".join((Path(__file__).parent / f"{name}.py").read_bytes() for name in _FORMS)
 ).digest()
 """SHA-256 of the modules that define the encoding."""
 

@@ -120,7 +120,8 @@ def test_a_port_in_use_and_a_damaged_log_and_a_second_serve_are_refused(folder: 
         with temporary_folder() as path:
             other = small_folder(path)
             error = refused(serve(other.path, taken.port), other)
-            assert error.startswith(f"gateway: cannot listen on 127.0.0.1:{taken.port}: ")
+            refusal = f"cannot listen on 127.0.0.1:{taken.port}: Address already in use; name another --port"
+            assert error == f"cux: {refusal}\n"
     finally:
         taken.stop()
     segment = next(folder.log.glob("*.log"))
@@ -234,8 +235,9 @@ async def test_nothing_acknowledged_is_lost_when_the_gateway_is_killed_under_loa
     assert len({answer.order_id for answer in answers}) == len(answers)
 
 
-async def test_the_ledger_catches_up_when_the_back_is_killed(exchange: Served) -> None:
-    before = exchange.pid("back")
+@pytest.mark.parametrize("name", ["back", "postgres"])
+async def test_the_ledger_catches_up_when_its_processes_are_killed(exchange: Served, name: str) -> None:
+    before = exchange.pid(name)
     os.kill(before, signal.SIGKILL)
     who = await exchange.register()
     async with exchange.admin() as admin:
@@ -246,7 +248,7 @@ async def test_the_ledger_catches_up_when_the_back_is_killed(exchange: Served) -
         return found.returncode == 0 and json.loads(found.stdout)["position"] >= told["sequence"]
 
     await until(caught_up, 20)
-    assert exchange.pid("back") != before
+    assert exchange.pid(name) != before
     assert who.account
 
 
