@@ -168,6 +168,15 @@ def test_a_catalogue_is_checked_and_shown(cux: Cux, tmp_path: Path) -> None:
     assert cux("venue", "check", "atlantis").code == 1
 
 
+@pytest.mark.parametrize("verb", ["serve", "demo"])
+@pytest.mark.parametrize("port", [-1, 0, 65_536, 99_999])
+def test_a_port_is_one_that_there_is(cux: Cux, tmp_path: Path, verb: str, port: int) -> None:
+    said = cux(verb, "--folder", tmp_path / "none", "--port", port)
+    assert (said.code, said.out) == (2, "")
+    assert "65535" in said.error
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_key_is_made_once_and_readable_by_its_owner_only(cux: Cux, tmp_path: Path) -> None:
     path = tmp_path / "my.key"
     said = cux("keys", "new", path)

@@ -8,6 +8,7 @@ import gateway.cli.money
 import gateway.cli.operate
 import gateway.cli.play
 import gateway.cli.venue  # noqa: F401
+from exchange.process import end_with_supervisor
 from gateway.cli.app import app
 from gateway.cli.failures import EXPECTED
 
@@ -15,6 +16,7 @@ from gateway.cli.failures import EXPECTED
 def main() -> None:
     """Run the command line; a refusal is one sentence and a non-zero exit."""
     try:
+        end_with_supervisor()
         app()
     except EXPECTED as error:
         sys.stderr.write(f"cux: {error}\n")

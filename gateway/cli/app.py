@@ -33,6 +33,7 @@ URL = "ws://127.0.0.1:8470/ws"
 KeyFile = Annotated[
     Path | None, typer.Option("--key", envvar="CUX_KEY", help="An Ed25519 key file; see cux keys new.")
 ]
+Port = Annotated[int, typer.Option("--port", min=1, max=65_535, help="The gateway's port.")]
 Reason = Annotated[str, typer.Option("--reason", help="Why; it stands in the log.")]
 
 

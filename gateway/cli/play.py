@@ -15,6 +15,7 @@ from gateway.cli.app import (
     AsJson,
     Folder,
     KeyFile,
+    Port,
     Url,
     app,
     console,
@@ -157,7 +158,7 @@ def demo(
     as_json: AsJson = False,
     until_done: Annotated[bool, typer.Option(help="Stop the exchange after the summary.")] = False,
     folder: Annotated[Path, typer.Option(help="Where its files go; emptied first.")] = Path(".cux/demo"),
-    port: Annotated[int, typer.Option(help="The gateway's port.")] = 8470,
+    port: Port = 8470,
     clock_speed: Annotated[int, typer.Option(min=1, help="Simulated seconds a second.")] = 1080,
     min_orders: MinOrders = 20_000,
 ) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from exchange.folder import FORMAT, DataFolder, Settings
-from gateway.cli.app import FOLDER, AsJson, Folder, app, console, group, show
+from gateway.cli.app import FOLDER, AsJson, Folder, Port, app, console, group, show
 from gateway.keys import new_key
 from gateway.serve import serve
 from gateway.venue_setup import init_venue
@@ -36,7 +36,7 @@ def version(as_json: AsJson = False) -> None:
 def serve_command(
     folder: Folder = FOLDER,
     host: Annotated[str, typer.Option(help="Where the gateway listens.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="The gateway's port.")] = 8470,
+    port: Port = 8470,
 ) -> None:
     """Run the exchange of a data folder: database, core, gateway, back.
 
