@@ -2,8 +2,11 @@
 
 import asyncio
 import contextlib
+import signal
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -157,6 +160,45 @@ async def test_an_exchange_that_cannot_be_reached_is_named() -> None:
     with pytest.raises(LostError, match=url):
         async with Client(url):
             pass
+
+
+async def test_an_admin_socket_where_no_exchange_runs_says_how_to_start_one(tmp_path: Path) -> None:
+    left = tmp_path / "left"
+    with socket.socket(socket.AF_UNIX) as gone:
+        gone.bind(str(left))
+    for path in (tmp_path / "none", left):
+        with pytest.raises(LostError) as lost:
+            async with Client(socket=path):
+                pass
+        assert str(lost.value) == f"no exchange runs at {path}; start it with: cux serve --folder FOLDER"
+
+
+@pytest.mark.parametrize(
+    "url", ["notaurl", "", "localhost:8470", "ftp://localhost/ws", "ws://localhost:99999/ws"]
+)
+async def test_a_url_that_is_none_is_told_the_form_of_one(url: str) -> None:
+    with pytest.raises(LostError) as lost:
+        async with Client(url):
+            pass
+    assert str(lost.value) == f"url {url}: ws://host:port/ws is wanted"
+
+
+async def test_the_end_of_an_old_connection_fails_no_call_over_the_new_one(exchange: Running) -> None:
+    async with exchange.client() as client:
+        old, reading = client._connection, client._reading
+        assert old is not None
+        assert reading is not None
+        client._drop(old)
+        await client._again()
+        exchange.core.send_signal(signal.SIGSTOP)
+        try:
+            asking = asyncio.create_task(client.call("session.time"))
+            await until(lambda: client._connection is not None and len(client._connection.waiting) == 1)
+            await old.ws.close()
+            await reading
+        finally:
+            exchange.core.send_signal(signal.SIGCONT)
+        assert (await asking)["time"] > 0
 
 
 async def test_an_exchange_that_stays_away_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,11 @@
 
 import asyncio
 import base64
+import errno
 import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import aiohttp
 import msgspec
@@ -45,6 +46,13 @@ class _Envelope(msgspec.Struct):
 _envelope_decoder = msgspec.json.Decoder(_Envelope)
 
 
+class _Connection(NamedTuple):
+    """A WebSocket and the calls that wait for an answer over it."""
+
+    ws: aiohttp.ClientWebSocketResponse
+    waiting: dict[int | str, asyncio.Future[msgspec.Raw]]
+
+
 class Client:
     """A session. Use as an async context manager, or `connect` and `close`.
 
@@ -61,12 +69,10 @@ class Client:
         self._url, self._key, self._unix = url, key, socket
         self._on_message = on_message
         self._numbers = itertools.count(1)
-        self._waiting: dict[int | str, asyncio.Future[msgspec.Raw]] = {}
         self._http: aiohttp.ClientSession | None = None
-        self._ws: aiohttp.ClientWebSocketResponse | None = None
+        self._connection: _Connection | None = None
         self._reading: asyncio.Task[None] | None = None
         self._connecting = asyncio.Lock()
-        self._closed = False
 
     async def __aenter__(self) -> "Client":
         try:
@@ -83,7 +89,7 @@ class Client:
         """Connect and log in.
 
         Raises:
-            LostError: the exchange cannot be reached.
+            LostError: the exchange cannot be reached, or the URL is none.
             RefusedError: the login failed.
         """
         if self._http is None:
@@ -91,23 +97,29 @@ class Client:
             self._http = aiohttp.ClientSession(connector=connector)
         try:
             ws = await self._http.ws_connect(self._url, compress=0, max_msg_size=0)
+        except (ValueError, aiohttp.NonHttpUrlClientError):
+            raise LostError(f"url {self._url}: ws://host:port/ws is wanted") from None
         except (aiohttp.ClientError, OSError) as error:
+            if self._unix and getattr(error, "errno", None) in (errno.ENOENT, errno.ECONNREFUSED):
+                raise LostError(
+                    f"no exchange runs at {self._unix}; start it with: cux serve --folder FOLDER"
+                ) from None
             raise LostError(f"{self._unix or self._url}: {error}") from None
-        self._reading = asyncio.create_task(self._read(ws))
+        connection = _Connection(ws, {})
+        self._reading = asyncio.create_task(self._read(connection))
         try:
             if self._key is not None:
-                await self._login(ws, self._key)
+                await self._login(connection, self._key)
         except BaseException:
             await ws.close()
             raise
         # Only now may others call over it: before the login they would be refused.
-        self._ws = ws
+        self._connection = connection
 
     async def close(self) -> None:
         """End the session."""
-        self._closed = True
-        if self._ws is not None:
-            await self._ws.close()
+        if self._connection is not None:
+            await self._connection.ws.close()
         if self._reading is not None:
             await asyncio.wait([self._reading], timeout=5)
         if self._http is not None:
@@ -120,22 +132,22 @@ class Client:
             RefusedError: the exchange refused.
             LostError: the connection ended first; for an order the outcome is unknown.
         """
-        if self._ws is None:
+        if self._connection is None:
             raise LostError("not connected")
-        return await self._call(self._ws, method, params, type)
+        return await self._call(self._connection, method, params, type)
 
     async def _call(
         self,
-        ws: aiohttp.ClientWebSocketResponse,
+        connection: _Connection,
         method: str,
         params: Any,
         type: type[T],  # noqa: A002
     ) -> T:
-        if ws.closed:
+        if connection.ws.closed:
             raise LostError("not connected")
         number = next(self._numbers)
         answer: asyncio.Future[msgspec.Raw] = asyncio.get_running_loop().create_future()
-        self._waiting[number] = answer
+        connection.waiting[number] = answer
         request = {
             "jsonrpc": "2.0",
             "id": number,
@@ -143,13 +155,13 @@ class Client:
             "params": {} if params is None else params,
         }
         try:
-            await ws.send_frame(_encoder.encode(request), aiohttp.WSMsgType.TEXT)
+            await connection.ws.send_frame(_encoder.encode(request), aiohttp.WSMsgType.TEXT)
             return msgspec.json.decode(await answer, type=type)
         except (ConnectionError, RuntimeError) as error:
-            self._drop(ws)
+            self._drop(connection)
             raise LostError(str(error)) from None
         finally:
-            self._waiting.pop(number, None)
+            connection.waiting.pop(number, None)
 
     async def ask(self, method: str, params: Any = None, type: type[T] = Any) -> T:  # type: ignore[assignment]  # noqa: A002
         """Call a method that changes nothing; after a lost connection ask again.
@@ -224,14 +236,14 @@ class Client:
         """Submit a signed operator's command at the admin door."""
         return await self.call("operator.submit", {"command": command})
 
-    def _drop(self, ws: aiohttp.ClientWebSocketResponse) -> None:
+    def _drop(self, connection: _Connection) -> None:
         """Forget a connection that failed, though it may not know yet that it is closed."""
-        if self._ws is ws:
-            self._ws = None
+        if self._connection is connection:
+            self._connection = None
 
     async def _again(self) -> None:
         async with self._connecting:
-            if self._ws is not None and not self._ws.closed:
+            if self._connection is not None and not self._connection.ws.closed:
                 return
             for _ in range(ATTEMPTS):
                 try:
@@ -245,22 +257,22 @@ class Client:
                 await asyncio.sleep(RECONNECT_SECONDS)
         raise LostError(f"{self._url} stayed away")
 
-    async def _login(self, ws: aiohttp.ClientWebSocketResponse, key: Ed25519PrivateKey) -> LoginResult:
+    async def _login(self, connection: _Connection, key: Ed25519PrivateKey) -> LoginResult:
         public = base64.b64encode(key.public_key().public_bytes_raw()).decode()
-        asked = await self._call(ws, "session.challenge", {"key": public}, dict[str, str])
+        asked = await self._call(connection, "session.challenge", {"key": public}, dict[str, str])
         challenge = base64.b64decode(asked["challenge"])
         signature = base64.b64encode(key.sign(b"cux-login:" + challenge)).decode()
         params = {"key": public, "signature": signature}
-        return await self._call(ws, "session.login", params, LoginResult)
+        return await self._call(connection, "session.login", params, LoginResult)
 
-    async def _read(self, ws: aiohttp.ClientWebSocketResponse) -> None:
+    async def _read(self, connection: _Connection) -> None:
         try:
-            async for message in ws:
+            async for message in connection.ws:
                 envelope = _envelope_decoder.decode(message.data)
                 if envelope.params:
                     self._heard(envelope.params)
                     continue
-                answer = self._waiting.get(envelope.id or 0)
+                answer = connection.waiting.get(envelope.id or 0)
                 if answer is None or answer.done():
                     continue
                 if envelope.error is not None:
@@ -268,7 +280,7 @@ class Client:
                 else:
                     answer.set_result(envelope.result)
         finally:
-            for answer in self._waiting.values():
+            for answer in connection.waiting.values():
                 if not answer.done():
                     answer.set_exception(LostError("the connection ended before the answer came"))
 
