@@ -193,14 +193,8 @@ def serve(path: Path, host: str, port: int, tell: Callable[[str], None]) -> None
     folder = DataFolder(path)
     folder.settings()
     # Held until this process ends: a second one would take the first one's core for its own.
-    lock = os.open(folder.path / "serve.lock", os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise FolderError(f"{folder.path} is served by another cux serve") from None
-
-    _refuse_busy_port(host, port)
+    hold(folder)
+    refuse_busy_port(host, port)
 
     async def run(postgres: Postgres) -> None:
         stop = asyncio.Event()
@@ -211,7 +205,27 @@ def serve(path: Path, host: str, port: int, tell: Callable[[str], None]) -> None
     asyncio.run(run(Postgres.start(folder.postgres)))
 
 
-def _refuse_busy_port(host: str, port: int) -> None:
+def hold(folder: DataFolder) -> int:
+    """Return the descriptor of the folder's lock, which lasts until it is closed.
+
+    Raises:
+        FolderError: another `cux serve` holds it.
+    """
+    lock = os.open(folder.path / "serve.lock", os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise FolderError(f"{folder.path} is served by another cux serve") from None
+    return lock
+
+
+def refuse_busy_port(host: str, port: int) -> None:
+    """Find out now, before anything is started, that the port cannot be had.
+
+    Raises:
+        ServeError: it is in use, or not ours to use.
+    """
     with socket.socket() as door:
         door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

@@ -5,11 +5,14 @@ import contextlib
 import json
 import os
 import shutil
+import signal
 import sys
 import time
+from collections.abc import Awaitable, Callable
 from datetime import UTC, date, datetime
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -18,12 +21,13 @@ from rich.console import Console
 from exchange.contract import HOUR_NS
 from exchange.folder import DataFolder
 from exchange.quantity import lots_of
-from gateway.client import Client, LostError
+from gateway.client import Client, LostError, RefusedError
 from gateway.demo import summary
 from gateway.demo.next_day import open_next_day
 from gateway.demo.programs import DemoError, Program, Programs
 from gateway.demo.proof import prove
 from gateway.keys import read_key
+from gateway.serve import hold, refuse_busy_port
 from gateway.simulation.market import trading_window
 from gateway.simulation.meter import Delivery
 from gateway.simulation.play import PlayReport
@@ -33,6 +37,7 @@ from gateway.simulation.scenario import Scenario, read_scenario
 from gateway.venue_setup import init_venue
 from schemas.catalogue import load_venue
 from schemas.commands import Side
+from schemas.reasons import DoorError
 from settlement.audit.note import verifier_key
 from settlement.database import connect
 from settlement.postgres import connection_of
@@ -40,11 +45,16 @@ from settlement.postgres import connection_of
 VENUE = "china"
 DAY = date(2026, 11, 24)
 ORIGIN = "cux.example/demo"
+HOST = "127.0.0.1"
 MARKER = "cux-demo"
 SET_UP_NS = HOUR_NS // 2
 """Simulated time stands this long before the trading day while accounts and sites are registered."""
 START_SECONDS = 60.0
 POLL_SECONDS = 0.5
+PAUSE_SECONDS = 0.1
+ATTEMPTS = 100
+
+T = TypeVar("T")
 
 
 class Options(NamedTuple):
@@ -73,14 +83,15 @@ class Demo:
         self._exchange = DataFolder(self._folder / "exchange")
         self._scenario = self._folder / "scenario"
         self._meters = self._folder / "meters"
-        self._url = f"ws://127.0.0.1:{options.port}/ws"
+        self._url = f"ws://{HOST}:{options.port}/ws"
         self._venue = load_venue(VENUE)
 
     def run(self) -> int:
         """Run the job and return the exit code: 0 if everything that must hold does."""
+        # Ended by a signal, too, the job ends what it started.
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
         try:
-            server = self._prepare()
-            found = asyncio.run(self._day(server))
+            found, server = asyncio.run(self._work())
             summary.show(self._console, found)
             failed = summary.failures(found)
             for rule in failed:
@@ -96,7 +107,16 @@ class Demo:
 
     # -- set up ----------------------------------------------------------------------------------------
 
-    def _prepare(self) -> Program:
+    async def _work(self) -> tuple[dict[str, Any], Program]:
+        server = await self._prepare()
+        admin = Client(socket=self._exchange.admin_socket)
+        try:
+            return await self._day(admin, server), server
+        finally:
+            await admin.close()
+
+    async def _prepare(self) -> Program:
+        refuse_busy_port(HOST, self._options.port)
         self._empty_folder()
         options = self._options
         window = trading_window(self._venue, DAY)
@@ -115,22 +135,25 @@ class Demo:
             wanted["--trace"] = options.trace
         flags = [str(part) for pair in wanted.items() for part in pair]
         building = self._programs.cux("scenario build", "scenario", "build", str(self._scenario), *flags)
-        self._programs.finish(building)
+        await self._programs.finish(building)
         return server
 
     def _empty_folder(self) -> None:
         marker = self._folder / MARKER
         if self._folder.exists() and any(self._folder.iterdir()) and not marker.exists():
             raise DemoError(f"{self._folder} holds other things; name an empty folder with --folder")
+        if self._exchange.settings_file.exists():
+            # An exchange that still runs there is not to be pulled from under its users.
+            os.close(hold(self._exchange))
         shutil.rmtree(self._folder, ignore_errors=True)
         self._folder.mkdir(parents=True, mode=0o700)
         marker.touch()
 
     # -- the day ---------------------------------------------------------------------------------------
 
-    async def _day(self, server: Program) -> dict[str, Any]:
+    async def _day(self, admin: Client, server: Program) -> dict[str, Any]:
         scenario = read_scenario(self._scenario)
-        admin = await self._admin(server)
+        await self._until_up(admin, server)
         await self._register(admin, scenario)
         plays = await self._play(admin, scenario)
         await self._close_gates(admin, scenario)
@@ -142,17 +165,17 @@ class Demo:
             *map(str, (self._exchange.log, traded, self._scenario, report)),
         )
         await self._deliver(scenario)
-        runs = [self._settle("initial")]
+        runs = [await self._settle("initial")]
         self._bring_late_files()
-        runs.append(self._settle("final"))
+        runs.append(await self._settle("final"))
         records = await self._sequence(admin)
-        await admin.close()
         self._step("exporting and verifying")
         checking = self._programs.cux("db check", "db", "check", *self._at(), "--json")
         vkey = str(verifier_key(ORIGIN, read_key(self._exchange.keys / "venue.key")))
-        proof = prove(self._programs, self._exchange.path, vkey, self._folder / "export", self._options.seed)
-        ledger = self._programs.result(checking)
-        self._programs.finish(scoring)
+        export = self._folder / "export"
+        proof = await prove(self._programs, self._exchange.path, vkey, export, self._options.seed)
+        ledger = await self._programs.result(checking)
+        await self._programs.finish(scoring)
         return {
             "seed": self._options.seed,
             "input": msgspec.to_builtins(scenario.sources),
@@ -168,21 +191,19 @@ class Demo:
             "seconds": round(time.monotonic() - self._began, 1),
         }
 
-    async def _admin(self, server: Program) -> Client:
+    async def _until_up(self, admin: Client, server: Program) -> None:
         deadline = time.monotonic() + START_SECONDS
-        client = Client(socket=self._exchange.admin_socket)
         while True:
-            try:
-                await client.connect()
-                await client.call("venue.status")
+            with contextlib.suppress(LostError, RefusedError, FileNotFoundError):
+                await admin.connect()
+                await admin.call("venue.status")
                 pids = json.loads((self._exchange.run / "pids.json").read_bytes())
-                self._console.print("  " + ", ".join(f"{name} {pid}" for name, pid in pids.items()))
-                return client
-            except LostError:
-                if server.poll() is not None or time.monotonic() > deadline:
-                    await client.close()
-                    raise DemoError("the exchange did not start") from None
-                await asyncio.sleep(0.1)
+                if "back" in pids:
+                    self._console.print("  " + ", ".join(f"{name} {pid}" for name, pid in pids.items()))
+                    return
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise DemoError("the exchange did not start")
+            await asyncio.sleep(0.1)
 
     async def _register(self, admin: Client, scenario: Scenario) -> None:
         self._step(f"registering {len(scenario.participants)} participants and {len(scenario.sites)} sites")
@@ -199,24 +220,18 @@ class Demo:
             for client, report in reports.items()
         }
         await asyncio.gather(*(asyncio.to_thread(_until_ready, name, one) for name, one in programs.items()))
-        await admin.call("clock.set", {"time": scenario.day_start_ns, "speed": self._options.clock_speed})
+        await _set_clock(admin, scenario.day_start_ns, self._options.clock_speed)
         self._step("trading")
         while any(program.poll() is None for program in programs.values()):
             await asyncio.sleep(POLL_SECONDS)
             await self._progress(admin)
         for program in programs.values():
-            self._programs.finish(program)
-        await admin.call("clock.set", {"speed": 0})
+            await self._programs.finish(program)
+        await _set_clock(admin, None, 0)
         return [msgspec.json.decode(report.read_bytes(), type=PlayReport) for report in reports.values()]
 
     async def _progress(self, admin: Client) -> None:
-        try:
-            status = await admin.call("venue.status", None, dict[str, Any])
-        except LostError:
-            # The gateway was restarted: the job goes on with the new one.
-            with contextlib.suppress(LostError):
-                await admin.connect()
-            return
+        status = await _patiently(lambda: admin.ask("venue.status", None, dict[str, Any]))
         events = status["events"]
         shown = datetime.fromtimestamp(status["time"] // 10**9, UTC)
         self._console.print(
@@ -227,13 +242,13 @@ class Demo:
 
     async def _close_gates(self, admin: Client, scenario: Scenario) -> None:
         self._step("closing gates, delivering")
-        now = (await admin.time()).time
+        now = (await _patiently(admin.time)).time
         # One hour at a time: each step does the due work of one gate.
         for hour in range(now // HOUR_NS + 1, scenario.last_delivery_hour + 3):
-            await admin.call("clock.set", {"time": hour * HOUR_NS, "speed": 0})
+            await _set_clock(admin, hour * HOUR_NS, 0)
 
     async def _sequence(self, admin: Client) -> int:
-        status = await admin.call("venue.status", None, dict[str, Any])
+        status = await _patiently(lambda: admin.ask("venue.status", None, dict[str, Any]))
         return int(status["sequence"])
 
     # -- delivery and money --------------------------------------------------------------------------------
@@ -253,7 +268,7 @@ class Demo:
             "--carbon": self._scenario / "carbon.csv",
         }
         arguments = [str(part) for pair in flags.items() for part in pair]
-        self._programs.finish(self._programs.module("meter", "gateway.simulation.meter", *arguments))
+        await self._programs.finish(self._programs.module("meter", "gateway.simulation.meter", *arguments))
 
     async def _sold(self, key: Ed25519PrivateKey) -> list[Delivery]:
         """Return a provider's schedule, as its own session tells it."""
@@ -273,14 +288,14 @@ class Demo:
             if fill.side is Side.SELL
         ]
 
-    def _settle(self, kind: str) -> dict[str, Any]:
+    async def _settle(self, kind: str) -> dict[str, Any]:
         self._step(f"settling: {kind} run")
         ingest = self._programs.cux(
             "meter ingest", "meter", "ingest", str(self._meters), *self._at(), "--json"
         )
-        ingested = self._programs.result(ingest)
+        ingested = await self._programs.result(ingest)
         run = self._programs.cux("settle run", "settle", "run", "--kind", kind, *self._at(), "--json")
-        return {"ingested": ingested, **self._programs.result(run)}
+        return {"ingested": ingested, **await self._programs.result(run)}
 
     def _bring_late_files(self) -> None:
         late = self._meters / "late"
@@ -340,6 +355,34 @@ class Demo:
 
     def _at(self) -> list[str]:
         return ["--folder", str(self._exchange.path)]
+
+
+async def _patiently(ask: Callable[[], Awaitable[T]]) -> T:
+    """Return the answer, also where the exchange is being restarted meanwhile."""
+    for _ in range(ATTEMPTS):
+        try:
+            return await ask()
+        except RefusedError as refusal:
+            if refusal.code != DoorError.BUSY:
+                raise
+        await asyncio.sleep(PAUSE_SECONDS)
+    raise DemoError("the exchange stayed away")
+
+
+async def _set_clock(admin: Client, time_ns: int | None, speed: int) -> None:
+    """Set the simulated clock, also where the core is restarted meanwhile."""
+    for _ in range(ATTEMPTS):
+        try:
+            await _patiently(partial(admin.ask, "clock.set", {"time": time_ns, "speed": speed}))
+        except RefusedError as refusal:
+            if refusal.code != DoorError.CLOCK_REFUSED:
+                raise
+            if time_ns is not None and (await _patiently(admin.time)).time >= time_ns:
+                time_ns = None
+            await asyncio.sleep(PAUSE_SECONDS)
+        else:
+            return
+    raise DemoError("the clock could not be set")
 
 
 def _until_ready(name: str, program: Program) -> None:

@@ -1,5 +1,6 @@
 """The programs that the main job starts: each is named, told with its process id, and ended with the job."""
 
+import asyncio
 import json
 import os
 import signal
@@ -7,6 +8,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any
+
+from exchange.process import SUPERVISOR
 
 END_SECONDS = 30
 Program = subprocess.Popen[bytes]
@@ -33,36 +36,38 @@ class Programs:
 
     def start(self, name: str, command: list[str], environment: Mapping[str, str] = os.environ) -> Program:
         """Start a program; what it prints is read when it is waited for."""
-        program = subprocess.Popen(command, stdout=subprocess.PIPE, env=dict(environment))
+        supervised = {**environment, SUPERVISOR: str(os.getpid())}
+        program = subprocess.Popen(command, stdout=subprocess.PIPE, env=supervised)
         self._running[program] = name
         self._tell(f"  started {name}, pid {program.pid}")
         return program
 
-    def output(self, program: Program) -> bytes:
+    async def output(self, program: Program) -> bytes:
         """Wait for a program and return what it printed, whatever its exit code."""
-        out, _ = program.communicate()
+        # In a thread: sessions that are open meanwhile must answer their heartbeats.
+        out, _ = await asyncio.to_thread(program.communicate)
         del self._running[program]
         return out
 
-    def finish(self, program: Program) -> None:
+    async def finish(self, program: Program) -> None:
         """Wait for a program.
 
         Raises:
             DemoError: it failed.
         """
         name = self._running[program]
-        self.output(program)
+        await self.output(program)
         if program.returncode:
             raise DemoError(f"{name} ended with code {program.returncode}")
 
-    def result(self, program: Program) -> dict[str, Any]:
+    async def result(self, program: Program) -> dict[str, Any]:
         """Wait for a verb that was called with `--json` and return its object.
 
         Raises:
             DemoError: it printed none.
         """
         name = self._running[program]
-        out = self.output(program)
+        out = await self.output(program)
         if not out:
             raise DemoError(f"{name} ended with code {program.returncode}")
         return dict(json.loads(out))

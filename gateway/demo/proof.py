@@ -26,22 +26,20 @@ sys.exit(main(sys.argv[3:]))
 OTHER_USER = "nobody"
 
 
-def prove(programs: Programs, exchange: Path, vkey: str, keep: Path, seed: int) -> dict[str, Any]:
+async def prove(programs: Programs, exchange: Path, vkey: str, keep: Path, seed: int) -> dict[str, Any]:
     """Export, verify, and verify a copy with one flipped byte; the export is kept in `keep`."""
     with tempfile.TemporaryDirectory(prefix="cux-export-") as parent:
         place = Path(parent)
-        place.chmod(0o755)
         out, tampered = place / "export", place / "tampered"
-        programs.finish(
+        await programs.finish(
             programs.cux("audit export", "audit", "export", str(out), "--folder", str(exchange), "--json")
         )
-        for path in (out, *out.rglob("*")):
-            path.chmod(0o755 if path.is_dir() else 0o644)
+        _let_others_read(place)
         shutil.copytree(out, tampered)
         flipped = flip_one_bit(tampered, random.Random(seed))
         verifiers = [_verifier(programs, folder, vkey) for folder in (out, tampered)]
         for verifier in verifiers:
-            programs.output(verifier)
+            await programs.output(verifier)
         shutil.move(out, keep)
     verified, refused = (verifier.returncode for verifier in verifiers)
     return {
@@ -50,6 +48,11 @@ def prove(programs: Programs, exchange: Path, vkey: str, keep: Path, seed: int) 
         "tampered_file": flipped,
         "verified_as": OTHER_USER if os.getuid() == 0 else "the same user: only root can become another",
     }
+
+
+def _let_others_read(place: Path) -> None:
+    for path in (place, *place.rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def _verifier(programs: Programs, folder: Path, vkey: str) -> Program:

@@ -15,6 +15,7 @@ def failures(found: dict[str, Any]) -> list[str]:
     """Return what does not hold that must; it decides the job's exit code."""
     shared, separate = found["surplus_ratio"], found["surplus_ratio_separate_books"]
     rules = {
+        "every order and cancel got an answer": found["lost"] == 0,
         "the ledger sums to zero": found["ledger_sum"] == 0,
         "the ledger equals the engine's funds": found["ledger_differences"] == 0,
         "every injected shortfall is found": found["shortfalls_found"] == found["shortfalls_injected"],
@@ -37,6 +38,7 @@ def of_play(reports: Sequence[PlayReport]) -> dict[str, Any]:
         "orders": sum(report.entered for report in reports),
         "accepted": sum(report.accepted for report in reports),
         "cancels": sum(report.cancels for report in reports),
+        "lost": sum(report.lost for report in reports),
         "refused": refused,
         "ack_ms_p50": _percentile_ms(acks, 50),
         "ack_ms_p99": _percentile_ms(acks, 99),

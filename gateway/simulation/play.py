@@ -22,12 +22,16 @@ VALID_PERMILLE = 900
 
 
 class PlayReport(Struct, frozen=True, kw_only=True):
-    """What a client did: acts, refusals by name, and the microseconds from sending to the answer."""
+    """What a client did: acts, refusals by name, and an order's microseconds from sending to the answer.
+
+    `lost` counts acts that got no answer because the exchange stayed away.
+    """
 
     client: str
     entered: int
     accepted: int
     cancels: int
+    lost: int
     refused: dict[str, int]
     ack_us: list[int]
 
@@ -80,7 +84,7 @@ class Player:
         self._ack_us: list[int] = []
         self._refused: Counter[str] = Counter()
         self._valid_ns = 0
-        self._accepted = self._sent = self._cancels = 0
+        self._accepted = self._sent = self._cancels = self._lost = 0
 
     async def play(self, on_ready: Callable[[], None], on_act: Callable[[int, int], None]) -> PlayReport:
         """Log in, say ready, send each act at its time, return when all are answered."""
@@ -93,14 +97,13 @@ class Player:
         await clock.look()
         keeping = asyncio.create_task(clock.keep())
         on_ready()
-        tasks: set[asyncio.Task[None]] = set()
+        tasks: list[asyncio.Task[None]] = []
         for number, act in enumerate(self._acts, start=1):
             await clock.reach(act.at_ns)
             task = asyncio.create_task(self._do(act, clock))
             if act.method == "order.enter":
                 self._entered[act.account, act.params["client_order_id"]] = task
-            tasks.add(task)
-            task.add_done_callback(tasks.discard)
+            tasks.append(task)
             on_act(number, len(self._acts))
         await asyncio.gather(*tasks)
         keeping.cancel()
@@ -110,6 +113,7 @@ class Player:
             entered=self._sent,
             accepted=self._accepted,
             cancels=self._cancels,
+            lost=self._lost,
             refused=dict(sorted(self._refused.items())),
             ack_us=sorted(self._ack_us),
         )
@@ -136,18 +140,13 @@ class Player:
                 # A cancel never overtakes its order.
                 if (entering := self._entered.get((act.account, client_order_id))) is not None:
                     await asyncio.wait([entering])
-                    began = time.perf_counter_ns()
-                await self._cancel(session, client_order_id)
+                await session.cancel(client_order_id)
         except RefusedError as refusal:
             self._refused[_name(refusal.code)] += 1
-        self._ack_us.append((time.perf_counter_ns() - began) // 1000)
-
-    async def _cancel(self, session: Client, client_order_id: str) -> None:
-        try:
-            await session.cancel(client_order_id)
         except LostError:
-            # What became of it the order's status would say; the simulation does not need to know.
-            self._refused["lost"] += 1
+            self._lost += 1
+        if act.method == "order.enter":
+            self._ack_us.append((time.perf_counter_ns() - began) // 1000)
 
 
 def _name(code: int) -> str:
