@@ -2,6 +2,7 @@
 
 import base64
 import secrets
+from bisect import bisect_right
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ from exchange.contract import HOUR_NS, parse_symbol, symbol
 from exchange.link import CoreLostError
 from exchange.quantity import gpus_of, lots_of, money_of, price_of, ticks_of
 from gateway.feeds import book_of, private_channel
-from gateway.session import CallError, Method, Session, invalid
+from gateway.session import CHANNELS_MAX, CallError, Method, Session, invalid
 from gateway.state import State
 from schemas import PROTOCOL_VERSION, RULES_VERSION
 from schemas.authority import signature_holds
@@ -88,8 +89,6 @@ async def _session_challenge(session: Session, params: SessionChallenge) -> dict
 
 @method("session.login", SessionLogin)
 async def _session_login(session: Session, params: SessionLogin) -> LoginResult:
-    if session.exchange.state.era is None:
-        raise CallError(DoorError.BUSY, "the exchange is starting and knows no keys yet; try again")
     key = _base64(params.key, "key", 32)
     signature = _base64(params.signature, "signature", 64)
     asked, challenge = session._challenge or (b"", b"")
@@ -124,7 +123,11 @@ async def _session_time(session: Session, _params: NoParams) -> VenueTime:
 
 
 def _rejection(event: Rejected, params: msgspec.Struct) -> CallError:
-    field = _WIRE_FIELDS.get(event.field, event.field) if isinstance(params, OrderEnter) else event.field
+    field = event.field
+    if isinstance(params, OrderEnter):
+        field = _WIRE_FIELDS.get(field, field)
+    elif isinstance(params, OrderNamed) and field == "order_id" and params.client_order_id is not None:
+        field = "client_order_id"
     value = msgspec.to_builtins(params)
     for part in field.split("."):
         value = value.get(part) if isinstance(value, dict) else None
@@ -186,8 +189,15 @@ async def _order_enter(session: Session, params: OrderEnter) -> OrderResult:
     return state.order_result(state.account(session.account).by_client_id[params.client_order_id])
 
 
+def _check_one_id(params: OrderNamed) -> None:
+    if bool(params.order_id) == (params.client_order_id is not None):
+        allowed = "exactly one of order_id and client_order_id"
+        raise invalid("client_order_id", params.client_order_id, allowed)
+
+
 @method("order.cancel", OrderNamed, Scope.TRADE)
 async def _order_cancel(session: Session, params: OrderNamed) -> OrderResult:
+    _check_one_id(params)
     command = CancelOrder(session.account, params.order_id, params.client_order_id)
     record = await session.exchange.submit(command)
     answer = record.events[0]
@@ -200,6 +210,7 @@ async def _order_cancel(session: Session, params: OrderNamed) -> OrderResult:
 
 @method("order.status", OrderNamed, Scope.READ)
 async def _order_status(session: Session, params: OrderNamed) -> OrderResult:
+    _check_one_id(params)
     state = session.exchange.state
     account = state.account(session.account)
     if params.order_id:
@@ -214,8 +225,7 @@ async def _order_status(session: Session, params: OrderNamed) -> OrderResult:
 @method("order.open", NoParams, Scope.READ)
 async def _order_open(session: Session, _params: NoParams) -> list[OrderResult]:
     state = session.exchange.state
-    orders = state.account(session.account).orders.values()
-    return [state.order_result(order) for order in orders if order.leaves_lots]
+    return [state.order_result(order) for order in state.account(session.account).open_orders.values()]
 
 
 # -- account -------------------------------------------------------------------------------------------
@@ -229,7 +239,8 @@ async def _account_funds(session: Session, _params: NoParams) -> Any:
 @method("account.fills", FillsSince, Scope.READ)
 async def _account_fills(session: Session, params: FillsSince) -> Any:
     fills = session.exchange.state.account(session.account).fills
-    return [fill for fill in fills if fill.trade_id > params.since][: params.limit]
+    first = bisect_right(fills, params.since, key=lambda fill: fill.trade_id)
+    return fills[first : first + params.limit]
 
 
 @method("account.sites", NoParams, Scope.READ)
@@ -293,30 +304,40 @@ async def _market_snapshot(session: Session, params: ContractNamed) -> Any:
 @method("market.subscribe", Channels)
 async def _market_subscribe(session: Session, params: Channels) -> Any:
     """Enter the channels; a book's answer is its snapshot, and each delta names the number before it."""
-    exchange = session.exchange
+    state = session.exchange.state
     snapshots = {}
     for name in params.channels:
         kind, _, rest = name.partition(".")
         channel = name
         if kind == "book":
-            contract = _contract(rest, exchange.state, "channels")
-            snapshots[name] = book_of(exchange.state, contract)
+            contract = _contract(rest, state, "channels")
+            _check_horizon(name, contract[1], state)
+            snapshots[name] = book_of(state, contract)
         elif name in {"orders", "fills"}:
             session.need(Scope.READ, name)
             channel = private_channel(name, session.account)
         elif name != "trades":
             raise invalid("channels", name, "book.CONTRACT, trades, orders, fills")
-        exchange.channels.setdefault(channel, set()).add(session)
-        session.channels.add(channel)
+        if channel not in session.channels and len(session.channels) >= CHANNELS_MAX:
+            raise invalid("channels", name, f"at most {CHANNELS_MAX} channels a session")
+        session.join(channel)
     return {"snapshots": snapshots}
+
+
+def _check_horizon(name: str, hour: int, state: State) -> None:
+    # An hour past as well: its last orders may end while one subscribes.
+    now = state.time_ns // HOUR_NS
+    first, last = now - 1, now + state.venue.horizon_hours
+    if not first <= hour <= last:
+        hours = " to ".join(symbol("", end).removeprefix(".") for end in (first, last))
+        raise invalid("channels", name, f"a delivery hour of {hours}")
 
 
 @method("market.unsubscribe", Channels)
 async def _market_unsubscribe(session: Session, params: Channels) -> Any:
     for name in params.channels:
         channel = private_channel(name, session.account) if name in {"orders", "fills"} else name
-        session.exchange.channels.get(channel, set()).discard(session)
-        session.channels.discard(channel)
+        session.leave(channel)
     return {}
 
 

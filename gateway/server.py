@@ -47,7 +47,6 @@ class Gateway:
         self.state.on_fill = self._on_fill
         self.state.on_order = self._on_order
         self._changed: dict[tuple[str, int], dict[Any, int]] = {}
-        self._book_seq: dict[tuple[str, int], int] = {}
         self._outbox: dict[str, list[bytes]] = {}
         self._sockets: set[web.WebSocketResponse] = set()
 
@@ -73,6 +72,9 @@ class Gateway:
         for contract, levels in self.state.apply(known).items():
             if f"book.{symbol(*contract)}" in self.exchange.channels:
                 self._changed.setdefault(contract, {}).update(levels)
+            else:
+                # Older changes that were not sent yet must not overwrite the snapshot of who comes next.
+                self._changed.pop(contract, None)
         if "trades" in self.exchange.channels:
             for event in known.events:
                 for trade in _trades(event):
@@ -95,12 +97,12 @@ class Gateway:
         self._private("fills", account, fill)
 
     def _on_order(self, account: int, order: OrderState) -> None:
-        if self.exchange.channels.get(private_channel("orders", account)):
+        if private_channel("orders", account) in self.exchange.channels:
             self._private("orders", account, self.state.order_result(order))
 
     def _private(self, name: str, account: int, data: Any) -> None:
         channel = private_channel(name, account)
-        if self.exchange.channels.get(channel):
+        if channel in self.exchange.channels:
             self._outbox.setdefault(channel, []).append(notification(name, data))
 
     async def publish(self) -> None:
@@ -111,9 +113,12 @@ class Gateway:
             outbox, self._outbox = self._outbox, {}
             for contract, levels in changed.items():
                 name = f"book.{symbol(*contract)}"
+                if name not in self.exchange.channels:
+                    continue
                 rows = [level_row(self.state, contract[0], level, lots) for level, lots in levels.items()]
-                before = self._book_seq.get(contract, 0)
-                self._book_seq[contract] = self.state.sequence
+                # The first delta since somebody listens follows on any snapshot.
+                before = self.exchange.book_seq.get(name, 0)
+                self.exchange.book_seq[name] = self.state.sequence
                 data = {
                     "prev_seq": before,
                     "seq": self.state.sequence,

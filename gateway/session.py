@@ -21,6 +21,10 @@ from schemas.wire import (
 )
 
 IN_FLIGHT_MAX = 500
+CHANNELS_MAX = 500
+"""So many channels a session may listen to at once."""
+_WITHOUT_ERA = {"session.challenge", "session.time", "venue.status"}
+"""All other methods need the venue, which is known from the first record on."""
 _TOLD_BACK_MAX = 200
 
 _request_decoder = msgspec.json.Decoder(Request)
@@ -50,7 +54,9 @@ class Exchange:
     def __init__(self, state: State) -> None:
         self.state = state
         self.link: CoreLink | None = None
+        # Only channels and books that somebody listens to have an entry.
         self.channels: dict[str, set[Session]] = {}
+        self.book_seq: dict[str, int] = {}
 
     async def submit(self, command: AnyCommand) -> Decoded:
         """Return the durable record of the command.
@@ -83,12 +89,15 @@ class Session:
         self.account = 0
         self.scopes: tuple[Scope, ...] = ()
         self.channels: set[str] = set()
+        self.closed = False
         self.in_flight = 0
         self._send = send
         self._challenge: tuple[bytes, bytes] | None = None
 
     async def receive(self, text: str | bytes) -> None:
-        """Serve one message; whatever it is, it gets one answer."""
+        """Serve one message; whatever it is, it gets one answer, unless the session is closed."""
+        if self.closed:
+            return
         us_in = time.time_ns() // 1000
         identity: int | str | None = None
         self.in_flight += 1
@@ -121,6 +130,8 @@ class Session:
         found = self._methods.get(request.method)
         if found is None or (found.admin and not self.admin):
             raise CallError(DoorError.METHOD_NOT_FOUND, f"no method {request.method!r}")
+        if self.exchange.state.era is None and request.method not in _WITHOUT_ERA:
+            raise CallError(DoorError.BUSY, "the exchange is starting; nothing was taken, try again")
         if found.scope is not None:
             self.need(found.scope, request.method)
         if self.in_flight > IN_FLIGHT_MAX:
@@ -144,10 +155,28 @@ class Session:
         if scope not in self.scopes:
             raise CallError(DoorError.SCOPE_MISSING, f"{what} needs the scope {scope}")
 
+    def join(self, channel: str) -> None:
+        """Listen to a channel; one that is closed does not, for it would never leave."""
+        if not self.closed:
+            self.exchange.channels.setdefault(channel, set()).add(self)
+            self.channels.add(channel)
+
+    def leave(self, channel: str) -> None:
+        """Listen to a channel no more; what nobody listens to is forgotten."""
+        if channel not in self.channels:
+            return
+        self.channels.remove(channel)
+        listeners = self.exchange.channels[channel]
+        listeners.remove(self)
+        if not listeners:
+            del self.exchange.channels[channel]
+            self.exchange.book_seq.pop(channel, None)
+
     def close(self) -> None:
-        """Leave all channels."""
-        for channel in self.channels:
-            self.exchange.channels[channel].discard(self)
+        """Leave all channels; messages that wait are not served."""
+        self.closed = True
+        for channel in list(self.channels):
+            self.leave(channel)
 
     def forward(self, encoded: bytes) -> None:
         """Send a message that was encoded for all who listen."""

@@ -41,17 +41,18 @@ class OrderState:
 
 
 class AccountState:
-    """An account's money, orders by either id, and fills in order."""
+    """An account's money, orders by either id, those of them that are open, and fills by trade id."""
 
     def __init__(self) -> None:
         self.purses = [0] * (max(Purse) + 1)
         self.orders: dict[int, OrderState] = {}
         self.by_client_id: dict[str, OrderState] = {}
+        self.open_orders: dict[int, OrderState] = {}
         self.fills: list[Fill] = []
 
 
 class State:
-    """The gateway's projection; `on_event` hears each event after it was taken in."""
+    """The gateway's projection; `on_fill` hears of each fill, `on_order` of an order's start and end."""
 
     def __init__(self) -> None:
         self.sequence = 0
@@ -121,7 +122,7 @@ class State:
     def _accepted(self, order: OrderState) -> None:
         account = self.account(order.command.account)
         account.orders[order.order_id] = account.by_client_id[order.command.client_order_id] = order
-        self._orders[order.order_id] = order
+        self._orders[order.order_id] = account.open_orders[order.order_id] = order
         self.on_order(order.command.account, order)
 
     def _traded(self, trade: Traded, time_ns: int) -> None:
@@ -157,10 +158,12 @@ class State:
     def _filled(self, order: OrderState) -> None:
         order.leaves_lots, order.filled_lots = 0, order.command.lots
         del self._orders[order.order_id]
+        del self.account(order.command.account).open_orders[order.order_id]
         self.on_order(order.command.account, order)
 
     def _ended(self, event: OrderEnded) -> None:
         order = self._orders.pop(event.order_id)
+        del self.account(event.account).open_orders[event.order_id]
         order.leaves_lots = 0
         order.end_reason = event.reason
         self.on_order(event.account, order)

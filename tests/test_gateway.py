@@ -10,8 +10,10 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import uvloop
 import websockets
@@ -19,13 +21,27 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from websockets.asyncio.client import ClientConnection, connect
 
 from exchange.contract import HOUR_NS
+from exchange.folder import DataFolder
 from exchange.link import CoreLink, CoreLostError
 from gateway.client import RefusedError
 from gateway.methods import METHODS
-from gateway.session import IN_FLIGHT_MAX
+from gateway.server import TICK_SECONDS, Gateway
+from gateway.session import CHANNELS_MAX, IN_FLIGHT_MAX, Session
 from schemas.authority import signed
-from schemas.commands import CertifySite, Deposit, Scope, Tick
+from schemas.codec import encode
+from schemas.commands import (
+    AnyCommand,
+    CertifySite,
+    Deposit,
+    EnterOrder,
+    Requirement,
+    Scope,
+    Side,
+    Tick,
+)
+from schemas.events import AnyEvent, EndReason, EraOpened, OrderAccepted, OrderEnded, Traded
 from schemas.reasons import DoorError, RejectReason
+from schemas.records import Record
 from schemas.wire import Fill, Funds, OrderResult
 from tests.exchange_fixture import (
     REQUIREMENT,
@@ -43,7 +59,8 @@ from tests.exchange_fixture import (
     text_of,
     until,
 )
-from tests.market import FIRST_HOUR, START_NS
+from tests.market import FIRST_HOUR, START_NS, open_era
+from tests.small_venue import SMALL_VENUE
 
 
 @pytest.fixture(scope="module")
@@ -263,11 +280,24 @@ async def test_an_order_is_found_by_either_id_and_by_its_owner_only(exchange: Ru
         assert (await mine.call("order.status", number))["result"] == entered
         assert (await mine.call("order.status", {"client_order_id": "x"}))["result"] == entered
         assert [one["order_id"] for one in (await mine.call("order.open"))["result"]] == [entered["order_id"]]
-        for name in (number, {"client_order_id": "x"}, {}):
+        for name in (number, {"client_order_id": "x"}):
             assert code_of(await theirs.call("order.status", name)) == DoorError.NOT_FOUND
-            assert code_of(await theirs.call("order.cancel", name)) == RejectReason.UNKNOWN_ORDER
+            refused = await theirs.call("order.cancel", name)
+            assert code_of(refused) == RejectReason.UNKNOWN_ORDER
+            # The id that was sent is the one that is named.
+            assert {refused["error"]["data"]["field"]: refused["error"]["data"]["value"]} == name
         assert (await mine.call("order.cancel", number))["result"]["status"] == "canceled"
         assert code_of(await mine.call("order.cancel", number)) == RejectReason.UNKNOWN_ORDER
+
+
+@pytest.mark.parametrize("method", ["order.cancel", "order.status"])
+async def test_an_order_is_named_by_exactly_one_id(exchange: Running, method: str) -> None:
+    async with session(exchange, await refused_account(exchange)) as caller:
+        for params in ({"order_id": 1, "client_order_id": "x"}, {}):
+            answer = await caller.call(method, params)
+            assert code_of(answer) == DoorError.INVALID_PARAMS
+            assert answer["error"]["data"]["field"] == "client_order_id"
+            assert answer["error"]["data"]["allowed"] == "exactly one of order_id and client_order_id"
 
 
 async def test_an_immediate_order_that_meets_nobody_is_canceled(exchange: Running) -> None:
@@ -717,6 +747,197 @@ async def test_one_that_reads_too_late_is_told_why_it_is_closed(exchange: Runnin
         assert slow.ws.close_code == 4008
 
 
+# -- sessions of a gateway without processes ----------------------------------------------------------------
+
+
+class Desk:
+    """A gateway on no socket: records come from the test, sessions answer into lists."""
+
+    def __init__(self) -> None:
+        self.gateway = Gateway(DataFolder(Path("nowhere")))
+        self.exchange = self.gateway.exchange
+
+    def session(self) -> tuple[Session, list[Any]]:
+        heard: list[Any] = []
+        return Session(self.exchange, lambda text: heard.append(json.loads(text)), True, METHODS), heard
+
+    def take(self, command: AnyCommand, *events: AnyEvent) -> None:
+        """Give the gateway the next durable record."""
+        parts = [msgspec.Raw(encode(part)) for part in (command, *events)]
+        sequence = self.gateway.state.sequence + 1
+        self.gateway._on_record(Record(sequence, START_NS, bytes(16), parts[0], tuple(parts[1:])))
+
+    def bid(self, order_id: int, hour: int, lots: int = 1) -> EnterOrder:
+        """Give the gateway a bid that rests, all at the same level."""
+        command = EnterOrder(
+            account=1, client_order_id=f"o{order_id}", valid_until_ns=0, side=Side.BUY, class_code="H100-SXM",
+            delivery_hour=hour, lots=lots, price_ticks=1000, requirement=Requirement(**REQUIREMENT),
+        )  # fmt: skip
+        self.take(command, OrderAccepted(order_id, 0))
+        return command
+
+    async def publish(self) -> None:
+        """Let the gateway publish what changed, once."""
+        publishing = asyncio.create_task(self.gateway.publish())
+        await asyncio.sleep(1.5 * TICK_SECONDS)
+        publishing.cancel()
+
+
+@pytest.fixture
+def desk() -> Desk:
+    found = Desk()
+    found.take(open_era(), EraOpened())
+    return found
+
+
+def call_text(method: str, params: Any = None) -> str:
+    return json.dumps({"jsonrpc": "2.0", "id": 1, "method": method, "params": params or {}})
+
+
+def subscribe_text(*channels: str) -> str:
+    return call_text("market.subscribe", {"channels": channels})
+
+
+async def test_a_closed_session_is_not_served_and_listens_to_nothing(desk: Desk) -> None:
+    one, heard = desk.session()
+    await one.receive(subscribe_text("trades"))
+    waits = asyncio.create_task(one.receive(subscribe_text(f"book.{contract(FIRST_HOUR)}")))
+    one.close()
+    await waits
+    one.join("trades")
+    assert len(heard) == 1
+    assert desk.exchange.channels == {}
+
+
+async def test_what_nobody_listens_to_is_forgotten(desk: Desk) -> None:
+    book, (one, _), (other, _) = f"book.{contract(FIRST_HOUR)}", desk.session(), desk.session()
+    for listener in (one, other):
+        await listener.receive(subscribe_text(book, "trades"))
+    desk.bid(1, FIRST_HOUR)
+    await desk.publish()
+    assert set(desk.exchange.book_seq) == {book}
+    other.close()
+    assert desk.exchange.channels == {book: {one}, "trades": {one}}
+    desk.bid(2, FIRST_HOUR)
+    for _ in range(2):
+        await one.receive(call_text("market.unsubscribe", {"channels": [book, "trades", "fills"]}))
+    assert desk.exchange.channels == {}
+    await desk.publish()
+    assert desk.exchange.book_seq == {}
+
+
+async def test_a_book_is_exact_when_its_last_listener_left_and_another_came_within_a_tick(desk: Desk) -> None:
+    book, (one, _), (other, heard) = f"book.{contract(FIRST_HOUR)}", desk.session(), desk.session()
+    await one.receive(subscribe_text(book))
+    desk.bid(1, FIRST_HOUR)
+    one.close()
+    desk.bid(2, FIRST_HOUR)
+    await other.receive(subscribe_text(book))
+    await desk.publish()
+    local = LocalBook(heard[0]["result"]["snapshots"][book])
+    desk.bid(3, FIRST_HOUR)
+    await desk.publish()
+    for message in heard[1:]:
+        local.take(message["params"]["data"])
+    assert list(local.levels.values()) == ["3"]
+
+
+async def test_a_book_is_open_from_an_hour_past_to_the_horizon(desk: Desk) -> None:
+    now, (one, heard) = START_NS // HOUR_NS, desk.session()
+    last = now + SMALL_VENUE.horizon_hours
+    for hour in (now - 1, last):
+        await one.receive(subscribe_text(f"book.{contract(hour)}"))
+        assert "result" in heard.pop()
+    for hour in (now - 2, last + 1, 0):
+        await one.receive(subscribe_text(f"book.{contract(hour)}"))
+        answer = heard.pop()
+        assert code_of(answer) == DoorError.INVALID_PARAMS
+        ends = [contract(end).partition(".")[2] for end in (now - 1, last)]
+        assert answer["error"]["data"] == {
+            "field": "channels",
+            "value": f"book.{contract(hour)}",
+            "allowed": f"a delivery hour of {ends[0]} to {ends[1]}",
+        }
+    assert len(desk.exchange.channels) == 2
+
+
+async def test_a_session_listens_to_a_bounded_number_of_channels(desk: Desk) -> None:
+    one, heard = desk.session()
+    books = [f"book.{contract(FIRST_HOUR + n)}" for n in range(CHANNELS_MAX)]
+    for n in range(0, CHANNELS_MAX, 100):
+        await one.receive(subscribe_text(*books[n : n + 100]))
+        assert "result" in heard.pop()
+    await one.receive(subscribe_text("trades"))
+    answer = heard.pop()
+    assert code_of(answer) == DoorError.INVALID_PARAMS
+    assert answer["error"]["data"]["allowed"] == f"at most {CHANNELS_MAX} channels a session"
+    # A snapshot of what it listens to already it may ask for again.
+    await one.receive(subscribe_text(books[0]))
+    assert "result" in heard.pop()
+    await one.receive(call_text("market.unsubscribe", {"channels": [books[0]]}))
+    await one.receive(subscribe_text("trades"))
+    assert "result" in heard.pop()
+
+
+def trade(desk: Desk, trade_id: int, bid_order_id: int, ask_order_id: int) -> None:
+    """Match one lot of each order."""
+    desk.take(
+        Tick(),
+        Traded(
+            trade_id=trade_id, class_code="H100-SXM", delivery_hour=FIRST_HOUR, price_ticks=1000, lots=1,
+            taker=Side.BUY, bid_order_id=bid_order_id, ask_order_id=ask_order_id, buyer=1, seller=1, site=1,
+            notional_micros=0,
+        ),
+    )  # fmt: skip
+
+
+async def test_without_a_listener_no_trade_is_encoded(desk: Desk) -> None:
+    one, heard = desk.session()
+    for order_id in range(1, 5):
+        desk.bid(order_id, FIRST_HOUR)
+    await one.receive(subscribe_text("trades"))
+    trade(desk, 1, 1, 2)
+    await desk.publish()
+    assert [message["params"]["channel"] for message in heard[1:]] == ["trades"]
+    await one.receive(call_text("market.unsubscribe", {"channels": ["trades"]}))
+    trade(desk, 2, 3, 4)
+    assert desk.gateway._outbox == {}
+
+
+async def test_an_order_is_open_until_it_is_filled_or_ended_and_fills_are_told_from_a_trade_on(
+    desk: Desk,
+) -> None:
+    one, heard = desk.session()
+    one.account, one.scopes = 1, (Scope.READ,)
+    for order_id, lots in ((1, 2), (2, 1), (3, 9), (4, 1), (5, 1)):
+        desk.bid(order_id, FIRST_HOUR, lots)
+    for trade_id, order_id in ((10, 1), (11, 2), (12, 4)):
+        trade(desk, trade_id, order_id, 3)
+    desk.take(Tick(), OrderEnded(5, 1, 1, 0, EndReason.REQUESTED))
+    await one.receive(call_text("order.open"))
+    assert [(found["order_id"], found["leaves_gpus"]) for found in heard[-1]["result"]] == [
+        (1, "1"),
+        (3, "6"),
+    ]
+    for since, limit, found in (
+        (0, 2, [10, 10]),
+        (10, 1000, [11, 11, 12, 12]),
+        (9, 2, [10, 10]),
+        (12, 1, []),
+    ):
+        await one.receive(call_text("account.fills", {"since": since, "limit": limit}))
+        assert [fill["trade_id"] for fill in heard[-1]["result"]] == found
+
+
+async def test_before_the_first_record_every_method_that_needs_the_venue_is_busy() -> None:
+    one, heard = Desk().session()
+    for name in METHODS:
+        await one.receive(call_text(name))
+        error = heard[-1].get("error", {"code": 0, "message": ""})
+        starting = error["code"] == DoorError.BUSY and "is starting" in error["message"]
+        assert starting == (name not in {"session.challenge", "session.time", "venue.status"}), name
+
+
 # -- the core and the gateway die --------------------------------------------------------------------------
 
 
@@ -764,6 +985,23 @@ def test_a_command_to_a_core_that_is_going_is_lost_and_no_fault_of_ours(exchange
 
     # The gateway's loop: to write to a transport that is gone is an error there, and nothing elsewhere.
     uvloop.run(submit())
+
+
+async def test_a_gateway_started_while_the_core_is_away_is_busy_until_it_is_back(exchange: Running) -> None:
+    for process in (exchange.gateway, exchange.core):
+        process.kill()
+        process.wait()
+    exchange.launch_gateway()
+    await until(exchange.folder.admin_socket.exists)
+    async with session(exchange) as caller:
+        for method, params in (
+            ("reference.venue", {}),
+            ("market.snapshot", {"contract": contract(FIRST_HOUR)}),
+        ):
+            assert code_of(await caller.call(method, params)) == DoorError.BUSY
+        exchange.start_core()
+        await until(exchange.is_ready)
+        assert "result" in await caller.call("reference.venue")
 
 
 async def test_a_gateway_that_stops_says_goodbye_and_waits_for_nobody(exchange: Running) -> None:
