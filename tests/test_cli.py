@@ -38,6 +38,11 @@ class Said(NamedTuple):
     error: str
 
     @property
+    def sentence(self) -> str:
+        """The error without the box that is drawn around it."""
+        return " ".join(self.error.replace("│", " ").split())
+
+    @property
     def json(self) -> Any:
         assert self.code == 0, self
         return json.loads(self.out.splitlines()[-1])
@@ -173,8 +178,17 @@ def test_a_catalogue_is_checked_and_shown(cux: Cux, tmp_path: Path) -> None:
 def test_a_port_is_one_that_there_is(cux: Cux, tmp_path: Path, verb: str, port: int) -> None:
     said = cux(verb, "--folder", tmp_path / "none", "--port", port)
     assert (said.code, said.out) == (2, "")
-    assert "65535" in said.error
+    assert f"equal to {1 if port < 1 else 65_535} ╰" in said.sentence
     assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("day", ["2026-13-45", "tomorrow", "", "0001-01-01", "1900-01-01", "9999-12-31"])
+def test_a_day_is_a_date_that_a_market_can_be_on(cux: Cux, tmp_path: Path, day: str) -> None:
+    said = cux("scenario", "build", tmp_path / "out", "--day", day)
+    assert (said.code, said.out) == (2, "")
+    assert f"day {day!r}" in said.sentence
+    assert "1971 to 2261" in said.sentence
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_key_is_made_once_and_readable_by_its_owner_only(cux: Cux, tmp_path: Path) -> None:
@@ -291,6 +305,34 @@ def test_a_site_has_whole_lots(cux: Cux, exchange: Served, gpus: str) -> None:
     )
     assert said.code == 2
     assert gpus in said.error
+    assert "Traceback" not in said.error
+
+
+CERTIFY = ("site", "certify", 2, "--zone", "zhongwei", "--class", "H800-SXM", "--gpus", 8, "--carbon", "D")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("participant", "fund", 2**63, "1"),
+        ("participant", "register", 9, "00" * 32, "--trade-group", 2**63),
+        (*CERTIFY, "--security", "S2", "--account", 2**63),
+        (*CERTIFY, "--security", "S2", "--account", 1, "--days", 3661),
+        (*CERTIFY, "--security", "S2", "--account", 1, "--days", 10**30),
+        (*CERTIFY[:2], 2**63, *CERTIFY[3:], "--security", "S2", "--account", 1),
+        ("clock", "set", "--time", 2**63),
+        ("clock", "set", "--speed", 2**63),
+        ("settle", "run", "--run", 2**63),
+        ("settle", "run", "--grace-hours", 2**63),
+        ("settle", "explain", 2**63),
+    ],
+)
+def test_a_number_that_no_command_carries_is_refused(
+    cux: Cux, exchange: Served, words: tuple[object, ...]
+) -> None:
+    said = cux(*words, "--folder", exchange.folder.path)
+    assert (said.code, said.out) == (2, "")
+    assert "Input should be less than or equal to" in said.sentence
     assert "Traceback" not in said.error
 
 

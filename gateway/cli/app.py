@@ -14,6 +14,8 @@ from exchange.folder import DataFolder
 from gateway.keys import read_key
 
 T = TypeVar("T")
+INT64_MAX = 2**63 - 1
+"""The largest number that a command, the log and the ledger carry."""
 
 app = typer.Typer(
     name="cux",

@@ -13,7 +13,18 @@ from rich.status import Status
 from exchange.contract import HOUR_NS
 from exchange.folder import DataFolder
 from exchange.link import CoreLink
-from gateway.cli.app import FOLDER, AsJson, Folder, KeyFile, console, group, operator_key, run, show
+from gateway.cli.app import (
+    FOLDER,
+    INT64_MAX,
+    AsJson,
+    Folder,
+    KeyFile,
+    console,
+    group,
+    operator_key,
+    run,
+    show,
+)
 from schemas.authority import signed
 from schemas.commands import OperatorCommand
 from schemas.venue import Venue
@@ -102,9 +113,11 @@ def meter_ingest(
 @settle_group.command("run")
 def settle_run(
     kind: Annotated[str, typer.Option(help="initial, final or correction.")] = "initial",
-    number: Annotated[int | None, typer.Option("--run", help="Its number; the next one by default.")] = None,
+    number: Annotated[
+        int | None, typer.Option("--run", min=1, max=INT64_MAX, help="Its number; the next one by default.")
+    ] = None,
     grace_hours: Annotated[
-        int, typer.Option(min=0, help="Leave out hours that ended less than this ago.")
+        int, typer.Option(min=0, max=INT64_MAX, help="Leave out hours that ended less than this ago.")
     ] = 0,
     folder: Folder = FOLDER,
     key: KeyFile = None,
@@ -159,7 +172,7 @@ def settle_status(folder: Folder = FOLDER, as_json: AsJson = False) -> None:
 
 @settle_group.command("explain")
 def settle_explain(
-    trade_id: Annotated[int, typer.Argument(help="A fill's trade id.")],
+    trade_id: Annotated[int, typer.Argument(min=1, max=INT64_MAX, help="A fill's trade id.")],
     folder: Folder = FOLDER,
     as_json: AsJson = False,
 ) -> None:

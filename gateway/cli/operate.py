@@ -10,7 +10,19 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from exchange.folder import DataFolder
 from exchange.quantity import lots_of, micros_of
-from gateway.cli.app import FOLDER, AsJson, Folder, KeyFile, Reason, app, group, operator_key, run, show
+from gateway.cli.app import (
+    FOLDER,
+    INT64_MAX,
+    AsJson,
+    Folder,
+    KeyFile,
+    Reason,
+    app,
+    group,
+    operator_key,
+    run,
+    show,
+)
 from gateway.client import Client
 from schemas.authority import signed
 from schemas.commands import (
@@ -26,7 +38,7 @@ from schemas.commands import (
 participant = group("participant", "Accounts: who may trade, with which keys and how much money.")
 site = group("site", "Providers' sites and their certificates.")
 clock = group("clock", "Simulated time.")
-Account = Annotated[int, typer.Argument(min=1, max=2**63 - 1, help="The account's number.")]
+Account = Annotated[int, typer.Argument(min=1, max=INT64_MAX, help="The account's number.")]
 
 
 async def _ask(folder: Path, method: str, params: Any = None) -> Any:
@@ -59,7 +71,9 @@ def _micros(amount: str) -> int:
 def participant_register(
     account: Account,
     public_key: Annotated[str, typer.Argument(help="The Ed25519 public key as hex; see cux keys new.")],
-    trade_group: Annotated[int | None, typer.Option(help="Accounts of one owner share it.")] = None,
+    trade_group: Annotated[
+        int | None, typer.Option(min=-INT64_MAX - 1, max=INT64_MAX, help="Accounts of one owner share it.")
+    ] = None,
     folder: Folder = FOLDER,
     key: KeyFile = None,
     reason: Reason = "registered",
@@ -109,14 +123,14 @@ def participant_withdraw(
 
 @site.command("certify")
 def site_certify(
-    number: Annotated[int, typer.Argument(min=1, help="The site's number.")],
-    account: Annotated[int, typer.Option(help="Its provider.")],
+    number: Annotated[int, typer.Argument(min=1, max=INT64_MAX, help="The site's number.")],
+    account: Annotated[int, typer.Option(min=1, max=INT64_MAX, help="Its provider.")],
     zone: Annotated[str, typer.Option(help="Its zone.")],
     class_code: Annotated[str, typer.Option("--class", help="What it delivers.")],
     gpus: Annotated[str, typer.Option(help="Its capacity in every hour.")],
     carbon: Annotated[str, typer.Option(help="The best carbon grade it may claim.")],
     security: Annotated[str, typer.Option(help="Its security tier.")],
-    days: Annotated[int, typer.Option(min=1, help="How long the certificate holds.")] = 365,
+    days: Annotated[int, typer.Option(min=1, max=3660, help="How long the certificate holds.")] = 365,
     folder: Folder = FOLDER,
     key: KeyFile = None,
     reason: Reason = "certified",
@@ -145,8 +159,12 @@ def site_certify(
 
 @clock.command("set")
 def clock_set(
-    time_ns: Annotated[int | None, typer.Option("--time", help="UTC nanoseconds, not in the past.")] = None,
-    speed: Annotated[int | None, typer.Option(help="Simulated seconds a second; 0 stands.")] = None,
+    time_ns: Annotated[
+        int | None, typer.Option("--time", max=INT64_MAX, help="UTC nanoseconds, not in the past.")
+    ] = None,
+    speed: Annotated[
+        int | None, typer.Option(max=INT64_MAX, help="Simulated seconds a second; 0 stands.")
+    ] = None,
     folder: Folder = FOLDER,
 ) -> None:
     """Move simulated time forward, then let it run at a speed."""

@@ -81,6 +81,17 @@ def book(
     console.print(table)
 
 
+def _date(day: str) -> date:
+    """Return the day, which must lie where times in nanoseconds do."""
+    try:
+        found = date.fromisoformat(day)
+    except ValueError:
+        found = date.min
+    if not 1971 <= found.year <= 2261:
+        raise typer.BadParameter(f"day {day!r}: a date from 1971 to 2261 is wanted, as in 2026-11-24")
+    return found
+
+
 @scenario.command("build")
 def scenario_build(
     out: Annotated[Path, typer.Argument(help="A new folder.")],
@@ -101,7 +112,7 @@ def scenario_build(
         data=data_folder(data),
         trace=trace,
         venue=load_venue(venue),
-        day=date.fromisoformat(day),
+        day=_date(day),
         min_orders=min_orders,
     )
     typer.echo(msgspec.json.encode(found))
@@ -159,7 +170,7 @@ def demo(
     until_done: Annotated[bool, typer.Option(help="Stop the exchange after the summary.")] = False,
     folder: Annotated[Path, typer.Option(help="Where its files go; emptied first.")] = Path(".cux/demo"),
     port: Port = 8470,
-    clock_speed: Annotated[int, typer.Option(min=1, help="Simulated seconds a second.")] = 1080,
+    clock_speed: Annotated[int, typer.Option(min=1, help="Simulated seconds a second.")] = 1200,
     min_orders: MinOrders = 20_000,
 ) -> None:
     """Run the main job: a trading day from orders to payment and proof, on a real cluster's demand.
