@@ -211,8 +211,26 @@ def test_a_folder_is_set_up_once(cux: Cux, tmp_path: Path) -> None:
     before = (folder / "cux.json").read_bytes()
     again = cux("venue", "init", "china", "--folder", folder)
     assert again.code == 1
-    assert again.error.count("\n") == 1
+    assert again.error == f"cux: {folder} holds an exchange already; choose another folder\n"
     assert (folder / "cux.json").read_bytes() == before
+
+
+def test_a_set_up_that_was_cut_off_is_repeated_with_the_keys_it_made(cux: Cux, tmp_path: Path) -> None:
+    keys = tmp_path / "keys"
+    keys.mkdir()
+    made = [cux("keys", "new", keys / name).out.strip() for name in ("venue.key", "operator-1.key")]
+    assert cux("venue", "init", "china", "--folder", tmp_path).code == 0
+    settings = DataFolder(tmp_path).settings()
+    assert [settings.venue_key.hex(), settings.operator_keys[0].hex()] == made
+    second = read_key(keys / "operator-2.key").public_key().public_bytes_raw()
+    assert settings.operator_keys[1] == second
+
+
+def test_a_used_folder_gets_no_keys(cux: Cux, tmp_path: Path) -> None:
+    assert cux("venue", "init", "china", "--folder", tmp_path).code == 0
+    (tmp_path / "keys" / "operator-2.key").unlink()
+    assert cux("venue", "init", "china", "--folder", tmp_path).code == 1
+    assert not (tmp_path / "keys" / "operator-2.key").exists()
 
 
 @pytest.mark.parametrize(
