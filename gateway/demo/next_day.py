@@ -10,6 +10,7 @@ import msgspec
 from exchange.contract import HOUR_NS, symbol
 from gateway.client import Client, RefusedError
 from gateway.simulation.scenario import Act, read_acts, read_scenario
+from schemas.commands import Side
 from schemas.wire import OrderEnter
 
 DAYS = 2
@@ -29,8 +30,10 @@ async def open_next_day(scenario_folder: Path, url: str) -> str:
     await asyncio.gather(
         *(_enter(Client(url, keys[account]), some, last_ns) for account, some in by_account.items())
     )
-    codes = [act.params["class"] for act in again]
-    busiest = max(sorted(set(codes)), key=codes.count)
+    entered = [(act.params["class"], act.params["side"]) for act in again]
+    # The class with the most orders on its thinner side: a book with two sides to look at.
+    two_sided = {code: min(entered.count((code, side)) for side in Side) for code, _ in entered}
+    busiest = max(sorted(two_sided), key=two_sided.__getitem__)
     return symbol(busiest, scenario.last_delivery_hour + 24 * DAYS)
 
 
