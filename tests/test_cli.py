@@ -326,6 +326,20 @@ def test_a_site_has_whole_lots(cux: Cux, exchange: Served, gpus: str) -> None:
     assert "Traceback" not in said.error
 
 
+def test_an_account_whose_key_was_refused_gets_another(cux: Cux, exchange: Served, place: Path) -> None:
+    at = ("--folder", exchange.folder.path)
+    taken = read_key(place / "seller.key").public_key().public_bytes_raw().hex()
+    refused = cux("participant", "register", 4, taken, *at)
+    assert (refused.code, refused.out) == (1, "")
+    key = cux("keys", "new", place / "fourth.key").out.strip()
+    assert cux("participant", "register", 4, key, *at).code == 1  # the account is there
+    (answer,) = cux("participant", "key", 4, key, *at, "--json").json
+    assert answer["event"]["type"] == "key_registered"
+    assert answer["event"]["account"] == 4
+    wrong = cux("participant", "key", 4, "abc", *at)
+    assert (wrong.code, "64 hexadecimal digits" in wrong.sentence) == (2, True)
+
+
 CERTIFY = ("site", "certify", 2, "--zone", "zhongwei", "--class", "H800-SXM", "--gpus", 8, "--carbon", "D")
 
 

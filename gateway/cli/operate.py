@@ -39,6 +39,7 @@ participant = group("participant", "Accounts: who may trade, with which keys and
 site = group("site", "Providers' sites and their certificates.")
 clock = group("clock", "Simulated time.")
 Account = Annotated[int, typer.Argument(min=1, max=INT64_MAX, help="The account's number.")]
+PublicKey = Annotated[str, typer.Argument(help="The Ed25519 public key as hex; see cux keys new.")]
 
 
 async def _ask(folder: Path, method: str, params: Any = None) -> Any:
@@ -67,10 +68,19 @@ def _micros(amount: str) -> int:
         raise typer.BadParameter(str(error)) from None
 
 
+def _access(account: int, public_key: str) -> RegisterKey:
+    try:
+        raw = bytes.fromhex(public_key)
+        Ed25519PublicKey.from_public_bytes(raw)
+    except (ValueError, UnsupportedAlgorithm):
+        raise typer.BadParameter(f"key {public_key!r}: 64 hexadecimal digits are wanted") from None
+    return RegisterKey(account, raw, (Scope.TRADE, Scope.READ))
+
+
 @participant.command("register")
 def participant_register(
     account: Account,
-    public_key: Annotated[str, typer.Argument(help="The Ed25519 public key as hex; see cux keys new.")],
+    public_key: PublicKey,
     trade_group: Annotated[
         int | None, typer.Option(min=-INT64_MAX - 1, max=INT64_MAX, help="Accounts of one owner share it.")
     ] = None,
@@ -83,16 +93,27 @@ def participant_register(
 
     Example: cux participant register 17 $(cux keys new buyer.key)
     """
-    try:
-        raw = bytes.fromhex(public_key)
-        Ed25519PublicKey.from_public_bytes(raw)
-    except (ValueError, UnsupportedAlgorithm):
-        raise typer.BadParameter(f"key {public_key!r}: 64 hexadecimal digits are wanted") from None
     commands: list[OperatorCommand] = [
         RegisterAccount(account, account if trade_group is None else trade_group),
-        RegisterKey(account, raw, (Scope.TRADE, Scope.READ)),
+        _access(account, public_key),
     ]
     _done(as_json, run(_operate(folder, key, reason, commands)))
+
+
+@participant.command("key")
+def participant_key(
+    account: Account,
+    public_key: PublicKey,
+    folder: Folder = FOLDER,
+    key: KeyFile = None,
+    reason: Reason = "another key",
+    as_json: AsJson = False,
+) -> None:
+    """Give another key access to an account that there is.
+
+    Example: cux participant key 17 $(cux keys new second.key)
+    """
+    _done(as_json, run(_operate(folder, key, reason, [_access(account, public_key)])))
 
 
 @participant.command("fund")
