@@ -9,13 +9,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
 import pytest
 import typer.main
 
+from exchange.contract import HOUR_NS
 from exchange.folder import DataFolder
+from exchange.log import FileLog
+from exchange.quantity import money_of
 from gateway.cli import main
 from gateway.cli.app import app
 from gateway.keys import read_key
+from schemas.records import Record
 from settlement.postgres import DATABASE_URL
 from tests.exchange_fixture import (
     Participant,
@@ -164,6 +169,10 @@ def test_a_catalogue_is_checked_and_shown(cux: Cux, tmp_path: Path) -> None:
     shown = cux("venue", "show", "europe")
     assert shown.code == 0
     assert "H100-SXM" in shown.out
+    # Peak figures of 1,979/2 and 312 TFLOPS, 67 and 19.5: every number is whole in 80 columns.
+    (row,) = [line.split() for line in shown.out.splitlines() if line.startswith("H100-SXM ")]
+    assert row == ["H100-SXM", "NVIDIA", "SXM5", "80", "989.4", "67", "3.171", "3.436", "700", "1"]
+    assert "…" not in shown.out
     wrong = tmp_path / "wrong.toml"
     wrong.write_text("code = 5\n")
     said = cux("venue", "check", wrong)
@@ -198,6 +207,19 @@ def test_a_key_is_made_once_and_readable_by_its_owner_only(cux: Cux, tmp_path: P
     assert path.stat().st_mode & 0o777 == 0o600
     again = cux("keys", "new", path)
     assert (again.code, again.error) == (1, f"cux: {path} is there already; a key is never overwritten\n")
+
+
+def test_a_log_of_another_version_is_one_sentence(cux: Cux, tmp_path: Path) -> None:
+    assert cux("venue", "init", "china", "--folder", tmp_path).code == 0
+    log = FileLog(DataFolder(tmp_path).log)
+    log.append([Record(1, START_NS, bytes(16), msgspec.Raw(msgspec.msgpack.encode({"type": "barter"})), ())])
+    log.seal()
+    log.close()
+    for verb in ("verify", "show"):
+        said = cux("log", verb, "--folder", tmp_path)
+        assert (said.code, said.out) == (1, "")
+        assert said.error.startswith("cux: record 1: another version of cux wrote it (")
+        assert said.error.count("\n") == 1
 
 
 def test_a_folder_is_set_up_once(cux: Cux, tmp_path: Path) -> None:
@@ -410,6 +432,9 @@ def test_an_export_proves_itself_to_a_program_that_has_nothing_else(
     victim.write_bytes(data)
     verify[1] = str(changed)
     assert subprocess.run(verify, check=False, capture_output=True, timeout=60).returncode == 1
+    told = cux("audit", "export", place / "told", *at)
+    names = [line.split(" ", 1)[0] for line in told.out.splitlines()]
+    assert (told.code, names) == (0, list(report))
     again = cux("audit", "export", out, *at)
     assert again.code == 1
     assert again.error.count("\n") == 1
@@ -422,3 +447,26 @@ def test_simulated_time_is_moved_forward_only(cux: Cux, exchange: Served) -> Non
     back = cux("clock", "set", "--time", START_NS, *at)
     assert back.code == 1
     assert back.error.startswith(f"cux: time {START_NS}: a simulated clock only moves forward")
+
+
+def test_what_was_settled_is_told_in_both_forms(cux: Cux, exchange: Served) -> None:
+    at = ("--folder", exchange.folder.path)
+    assert cux("clock", "set", "--time", (FIRST_HOUR + 1) * HOUR_NS, *at).code == 0
+    assert cux("book", "--url", exchange.url, "--json").json == []
+    assert cux("book", "--url", exchange.url).out == "no orders are open\n"
+    assert cux("settle", "run", "--kind", "final", *at).code == 0
+    (found,) = cux("settle", "status", *at, "--json").json
+    assert found["refund_micros"] == 24_680_000  # 2 GPUs at 12.34, of which nothing was metered
+    (row,) = [line.split() for line in cux("settle", "status", *at).out.splitlines() if "final" in line]
+    counts = [str(found[name]) for name in ("run", "position", "readings_batch", "postings", "posted")]
+    penalty = money_of(found["penalty_micros"])
+    assert row == ["final", *counts, money_of(found["payment_micros"]), "24.68", penalty]
+    chain = cux("settle", "explain", 1, *at).out.splitlines()
+    assert [line for line in chain if line.endswith(":")] == [
+        "fill:", "readings:", "reconciliations:", "postings:", "transfers:",
+    ]  # fmt: skip
+    assert chain[chain.index("readings:") + 1] == "  none"
+    assert "  notional 24.68" in chain
+    assert f"refund 24.68, penalty {penalty}" in chain[chain.index("postings:") + 1]
+    assert not [line for line in chain if "_micros" in line or "{" in line or "None" in line]
+    assert cux("settle", "explain", 1, *at, "--json").json["fill"]["notional_micros"] == 24_680_000

@@ -2,13 +2,15 @@
 
 import asyncio
 import json
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Mapping
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.table import Column, Table
 
 from exchange.folder import DataFolder
 from gateway.keys import read_key
@@ -51,6 +53,26 @@ def show(as_json: bool, data: Any, text: str) -> None:
     else:
         # Not through rich: it would break long lines, and read what stands in brackets as its own.
         typer.echo(text)
+
+
+def lines(data: Mapping[str, Any]) -> str:
+    """Return a line of name and value for each entry."""
+    return "\n".join(f"{name} {value}" for name, value in data.items())
+
+
+def table(title: str, *columns: Column) -> Table:
+    """Return a table that is as narrow as can be, so that 80 columns show it."""
+    return Table(*columns, title=title, title_justify="left", box=SIMPLE_HEAD, padding=0, show_edge=False)
+
+
+def word(name: str) -> Column:
+    """Return a column of text; one that has no room breaks it, and never leaves any out."""
+    return Column(name, overflow="fold")
+
+
+def figure(name: str) -> Column:
+    """Return a column of numbers, which are never broken; `name` is, at its line ends."""
+    return Column(name, justify="right", no_wrap=True)
 
 
 def operator_key(folder: DataFolder, path: Path | None) -> Ed25519PrivateKey:

@@ -10,9 +10,9 @@ import typer
 from exchange.engine import Engine
 from exchange.folder import DataFolder
 from exchange.log import LogError, read_records
-from gateway.cli.app import FOLDER, AsJson, Folder, console, group, run, show
+from gateway.cli.app import FOLDER, AsJson, Folder, console, group, lines, run, show
 from gateway.keys import read_key
-from schemas.records import decoded
+from schemas.records import Decoded, Record, decoded
 from settlement.audit.export import export
 from settlement.audit.note import verifier_key
 from settlement.database import connect, migrate
@@ -24,15 +24,27 @@ audit = group("audit", "Exports that prove themselves.")
 db = group("db", "The ledger's database.")
 
 
+def understood(record: Record) -> Decoded:
+    """Return the record with its parts decoded.
+
+    Raises:
+        LogError: a part is no command or event that this version knows.
+    """
+    try:
+        return decoded(record)
+    except msgspec.DecodeError as error:
+        raise LogError(f"record {record.sequence}: another version of cux wrote it ({error})") from None
+
+
 def replay(folder: Path, last: int) -> tuple[Engine, int]:
     """Apply the log's commands up to `last` again and return the engine and their number.
 
     Raises:
-        LogError: the engine gives other events than the log holds.
+        LogError: the engine gives other events than the log holds, or another version wrote it.
     """
     engine, count = Engine(), 0
     for record in read_records(DataFolder(folder).log, 1, last):
-        known = decoded(record)
+        known = understood(record)
         if tuple(engine.apply(known.time_ns, known.command)) != known.events:
             raise LogError(f"record {record.sequence}: the engine gives other events than the log holds")
         count += 1
@@ -60,7 +72,7 @@ def log_show(
     data.settings()
     last = min(durable_end(data.log), first + count - 1)
     for record in read_records(data.log, first, last):
-        typer.echo(msgspec.json.encode(decoded(record)))
+        typer.echo(msgspec.json.encode(understood(record)))
 
 
 @audit.command("export")
@@ -84,7 +96,7 @@ def audit_export(
             last=durable_end(data.log),
             progress=lambda done: shown.update(f"exporting: {done} records"),
         )
-    show(as_json, report._asdict(), f"{out}: {report}")
+    show(as_json, report._asdict(), lines(report._asdict()))
 
 
 @audit.command("vkey")

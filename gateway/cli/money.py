@@ -1,7 +1,7 @@
 """`cux meter`, `settle`: readings in, money out."""
 
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple, TypeVar
@@ -13,6 +13,7 @@ from rich.status import Status
 from exchange.contract import HOUR_NS
 from exchange.folder import DataFolder
 from exchange.link import CoreLink
+from exchange.quantity import money_of
 from gateway.cli.app import (
     FOLDER,
     INT64_MAX,
@@ -20,10 +21,14 @@ from gateway.cli.app import (
     Folder,
     KeyFile,
     console,
+    figure,
     group,
+    lines,
     operator_key,
     run,
     show,
+    table,
+    word,
 )
 from schemas.authority import signed
 from schemas.commands import OperatorCommand
@@ -107,7 +112,7 @@ def meter_ingest(
         return report._asdict()
 
     found = run(work())
-    show(as_json, found, "\n".join(f"{name} {value}" for name, value in found.items()))
+    show(as_json, found, lines(found))
 
 
 @settle_group.command("run")
@@ -144,7 +149,7 @@ def settle_run(
         return report._asdict()
 
     found = run(work())
-    show(as_json, found, "\n".join(f"{name} {value}" for name, value in found.items()))
+    show(as_json, found, lines(found))
 
 
 @settle_group.command("status")
@@ -167,7 +172,39 @@ def settle_status(folder: Folder = FOLDER, as_json: AsJson = False) -> None:
         return [dict(row) for row in rows]
 
     found = run(work())
-    show(as_json, found, "\n".join(str(row) for row in found) or "no runs")
+    show(as_json, found, "" if found else "no runs")
+    if found and not as_json:
+        counts = ("run", "position", "readings_batch", "postings", "posted")
+        amounts = ("payment", "refund", "penalty")
+        names = [figure(name.replace("_", "\n")) for name in (*counts, *amounts)]
+        runs = table("", word("kind"), *names)
+        for row in found:
+            sums = (money_of(row[f"{name}_micros"]) for name in amounts)
+            runs.add_row(row["kind"], *(str(row[name]) for name in counts), *sums)
+        console.print(runs)
+
+
+def _told(chain: dict[str, Any]) -> Iterator[str]:
+    """Yield the chain's lines: the fill name by name, then a line for each row of the other parts."""
+    for name, part in chain.items():
+        yield f"{name}:"
+        if isinstance(part, dict):
+            yield from (f"  {field}" for field in _fields(part))
+        else:
+            yield from ("  " + ", ".join(_fields(row)) for row in part)
+            if not part:
+                yield "  none"
+
+
+def _fields(row: dict[str, Any]) -> Iterator[str]:
+    """Yield name and value of what the row has, money as a decimal in the venue's currency."""
+    for name, value in row.items():
+        if value is None:
+            continue
+        if name.endswith("_micros"):
+            yield f"{name.removesuffix('_micros')} {money_of(value)}"
+        else:
+            yield f"{name} {value}"
 
 
 @settle_group.command("explain")
@@ -187,4 +224,4 @@ def settle_explain(
             await conn.close()
 
     found = run(work())
-    show(as_json, found, "\n".join(f"{name}: {value}" for name, value in found.items()))
+    show(as_json, found, "\n".join(_told(found)))

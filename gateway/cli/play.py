@@ -64,7 +64,7 @@ def book(
 
     found = run(ask())
     if as_json or not contract:
-        show(as_json, found, "\n".join(found) if not contract else "")
+        show(as_json, found, "\n".join(found) or "no orders are open" if not contract else "")
         return
     table = Table(
         "bid cell", "GPUs", "bid", "ask", "GPUs", "ask cell", title=f"{contract}, record {found['seq']}"

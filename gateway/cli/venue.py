@@ -1,17 +1,32 @@
 """`cux version`, `serve`, `venue`, `keys`: set a venue up and run it."""
 
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.table import Column
 
 from exchange.folder import FORMAT, DataFolder, Settings
-from gateway.cli.app import FOLDER, AsJson, Folder, Port, app, console, group, show
+from gateway.cli.app import (
+    FOLDER,
+    AsJson,
+    Folder,
+    Port,
+    app,
+    console,
+    figure,
+    group,
+    lines,
+    show,
+    table,
+    word,
+)
 from gateway.keys import new_key
 from gateway.serve import serve
 from gateway.venue_setup import init_venue
 from schemas import PROTOCOL_VERSION, RULES_VERSION
-from schemas.catalogue import load_venue
+from schemas.catalogue import A100Equivalents, VenueError, a100_equivalents, load_venue
 
 venue = group("venue", "The venue's catalogue and its data folder.")
 keys = group("keys", "Ed25519 access keys.")
@@ -29,7 +44,7 @@ def version(as_json: AsJson = False) -> None:
         "rules": RULES_VERSION,
         "data_format": FORMAT,
     }
-    show(as_json, data, "\n".join(f"{name} {value}" for name, value in data.items()))
+    show(as_json, data, lines(data))
 
 
 @app.command("serve")
@@ -70,31 +85,47 @@ def venue_check(name: VenueName) -> None:
     typer.echo(f"{found.code}: {len(found.zones)} zones, {len(found.classes)} classes: valid")
 
 
+def _thousandths(number: int | None) -> str:
+    return "" if number is None else f"{Decimal(number) / 1000:f}"
+
+
 @venue.command("show")
 def venue_show(name: VenueName = "china") -> None:
-    """Show a catalogue's zones and classes."""
-    from rich.table import Table  # noqa: PLC0415
-
+    """Show a catalogue's zones and classes, and what a GPU of each is worth in A100s by peak figures."""
     found = load_venue(name)
-    zones = Table(
-        "zone", "name", "hub", "kind", "grid gCO2e/kWh", "PUE", title=f"{found.name} {found.name_zh}"
+    zones = table(
+        f"{found.name} {found.name_zh}",
+        Column("zone", no_wrap=True),
+        *map(word, ("name", "hub", "kind")),
+        *map(figure, ("grid\ngCO2e/kWh", "PUE")),
     )
     for zone in found.zones:
         pue = "" if zone.pue_permille is None else f"{zone.pue_permille / 1000:.2f}"
         label = f"{zone.name} {zone.name_zh}"
         zones.add_row(zone.code, label, zone.hub, zone.kind, f"{zone.grid_mgco2_per_kwh / 1000:.1f}", pue)
     console.print(zones)
-    classes = Table(
-        "class", "vendor", "form", "memory GB", "BF16 dense TFLOPS", "FP32 TFLOPS", "TDP W", "lot GPUs"
+    classes = table(
+        "",
+        Column("class", no_wrap=True),
+        *map(word, ("vendor", "form")),
+        *map(figure, ("memory\nGB", "BF16\ndense\nTFLOPS", "FP32\nTFLOPS")),
+        *map(figure, ("A100s\nby\nBF16", "A100s\nby\nFP32", "TDP\nW", "lot\nGPUs")),
     )
+    try:
+        worth = a100_equivalents(found)
+    except VenueError:  # a venue need not have the class that the others are compared with
+        worth = {}
     for one in found.classes:
+        a100s = worth.get(one.code, A100Equivalents(None, None))
         classes.add_row(
             one.code,
             one.vendor,
             one.form_factor,
             str(one.memory_gb),
-            "" if one.bf16_dense_gflops is None else f"{one.bf16_dense_gflops / 1000:g}",
-            "" if one.fp32_gflops is None else f"{one.fp32_gflops / 1000:g}",
+            _thousandths(one.bf16_dense_gflops),
+            _thousandths(one.fp32_gflops),
+            _thousandths(a100s.bf16_dense_permille),
+            _thousandths(a100s.fp32_permille),
             "" if one.tdp_w is None else str(one.tdp_w),
             f"{one.lot_eighths / 8:g}",
         )
