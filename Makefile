@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test check bench-gateway lock clean
+.PHONY: run test check fuzz bench-gateway lock clean
 
 run: $(READY)  ## start the exchange with its own Postgres and run the main job
 	$(BIN)/cux demo $(ARGS)
@@ -15,6 +15,9 @@ check: $(READY)  ## formatting, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+fuzz: $(READY)  ## the engine against its slow twin, for long
+	HYPOTHESIS_PROFILE=long $(BIN)/pytest --timeout 0 tests/test_engine_properties.py $(ARGS)
 
 bench-gateway: $(READY)  ## what an order costs through the gateway, beside a bare WebSocket echo
 	$(BIN)/python -m benchmarks.gateway
