@@ -248,6 +248,14 @@ def test_a_set_up_that_was_cut_off_is_repeated_with_the_keys_it_made(cux: Cux, t
     assert settings.operator_keys[1] == second
 
 
+@pytest.mark.parametrize("bad", [("--clock-speed", 1_000_001), ("--start-ns", 2**63)])
+def test_a_venue_gets_no_settings_that_cannot_be_read(cux: Cux, tmp_path: Path, bad: tuple[str, int]) -> None:
+    said = cux("venue", "init", "china", "--folder", tmp_path / "none", *bad)
+    assert (said.code, said.out) == (2, "")
+    assert "Input should be less than or equal to" in said.sentence
+    assert not (tmp_path / "none").exists()
+
+
 def test_a_used_folder_gets_no_keys(cux: Cux, tmp_path: Path) -> None:
     assert cux("venue", "init", "china", "--folder", tmp_path).code == 0
     (tmp_path / "keys" / "operator-2.key").unlink()

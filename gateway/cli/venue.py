@@ -10,6 +10,7 @@ from rich.table import Column
 from exchange.folder import FORMAT, DataFolder, Settings
 from gateway.cli.app import (
     FOLDER,
+    INT64_MAX,
     AsJson,
     Folder,
     Port,
@@ -66,9 +67,9 @@ def venue_init(
     folder: Folder = FOLDER,
     origin: Annotated[str, typer.Option(help="The log's name, as checkpoints carry it.")] = "cux.example/log",
     clock_speed: Annotated[
-        int, typer.Option(min=0, help="Simulated seconds a second; 0 is the real clock.")
+        int, typer.Option(min=0, max=1_000_000, help="Simulated seconds a second; 0 is the real clock.")
     ] = 0,
-    start_ns: Annotated[int, typer.Option(min=0, help="Where simulated time starts.")] = 0,
+    start_ns: Annotated[int, typer.Option(min=0, max=INT64_MAX, help="Where simulated time starts.")] = 0,
 ) -> None:
     """Make a data folder with keys for the venue and its first two operators.
 
