@@ -62,8 +62,19 @@ class Batch(NamedTuple):
     end: int
 
     def records(self) -> tuple[Record, ...]:
-        """Return the decoded records."""
-        return _decoder.decode(self.payload) if self.size else ()
+        """Return the decoded records.
+
+        Raises:
+            LogError: the batch is whole, but another version of cux wrote it.
+        """
+        if not self.size:
+            return ()
+        try:
+            return _decoder.decode(self.payload)
+        except msgspec.DecodeError as error:
+            raise LogError(
+                f"the batch of sequence {self.first_sequence} is of another version of cux: {error}"
+            ) from None
 
 
 def segments(folder: Path) -> list[Path]:

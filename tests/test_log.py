@@ -346,3 +346,14 @@ def test_the_header_is_as_documented(tmp_path: Path) -> None:
     assert first.end + HEADER_BYTES + length == len(data)
     assert crc == google_crc32c.value(data[first.end + 8 :])
     assert msgspec.msgpack.decode(data[first.end + HEADER_BYTES :])[0][:2] == [3, 5]
+
+
+def test_a_batch_that_another_version_wrote_is_refused_with_its_sequence(tmp_path: Path) -> None:
+    sealed(tmp_path, (1,))
+    path = segments(tmp_path)[0]
+    payload = msgspec.msgpack.encode([[1, 2, b"salt", {}, [], "a part of a later version"]])
+    rest = struct.pack("<IQQII", 1, 2, 1, 1, len(payload)) + payload
+    head = path.read_bytes()[:4] + struct.pack("<I", google_crc32c.value(rest))
+    path.write_bytes(path.read_bytes() + head + rest)
+    with pytest.raises(LogError, match="sequence 2 is of another version of cux"):
+        list(read_records(tmp_path))

@@ -11,6 +11,7 @@ import argparse
 import os
 import sys
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from enum import Enum
@@ -206,7 +207,7 @@ def _elapsed_s(plan: _Plan, rng: Random) -> int:
             return HOUR_S * permille // 1000 + jitter
 
 
-class _Cluster:
+class _Cluster(ABC):
     """What the two kinds of site have in common: a clock that is off, and how a fill is served."""
 
     suspends = False
@@ -237,9 +238,9 @@ class _Cluster:
             job = job._replace(partial_rows=self.rows(job, self.rng.randint(600, 1200)))
         return job
 
+    @abstractmethod
     def rows(self, job: _Job, partial_s: int | None = None) -> str:
         """Return what the meter shows of a job, at its end or after `partial_s` seconds."""
-        raise NotImplementedError
 
 
 class _Slurm(_Cluster):
