@@ -1,5 +1,7 @@
 """A venue small enough to know by heart: three zones in a row, two classes, every grade."""
 
+from typing import Literal
+
 from schemas.venue import (
     AcceleratorClass,
     CarbonGrade,
@@ -30,7 +32,7 @@ def _zone(code: str, pue_permille: int | None, grid: int) -> Zone:
     )
 
 
-def _class(code: str, lot_eighths: int, reference: int) -> AcceleratorClass:
+def _class(code: str, lot_eighths: Literal[1, 8, 64], reference: int) -> AcceleratorClass:
     return AcceleratorClass(
         code=code,
         name=code,

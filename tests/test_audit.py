@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import msgspec
 import pytest
@@ -31,7 +32,6 @@ from schemas.commands import (
     Deposit,
     EnterOrder,
     OpenEra,
-    OperatorCommand,
     PostSettlement,
     ReceiveReadings,
     RegisterAccount,
@@ -65,10 +65,11 @@ VKEY = str(verifier_key(ORIGIN, VENUE_KEY))
 REPOSITORY = Path(__file__).parent.parent
 SEED = 7
 SECOND_NS = 1_000_000_000
-Sign = Callable[[OperatorCommand], OperatorCommand]
+Act = RegisterAccount | Deposit | CertifySite | ReceiveReadings | StartSettlementRun
+Sign = Callable[[Act], Act]
 
 
-def sign_act(command: OperatorCommand) -> OperatorCommand:
+def sign_act(command: Act) -> Act:
     return signed(command, OPERATOR, START_NS, "as agreed, by contract")
 
 
@@ -255,7 +256,7 @@ def forge(folder: Path, records: list[Record]) -> None:
     resign(folder, records=len(records))
 
 
-def resign(folder: Path, key: Ed25519PrivateKey = VENUE_KEY, **fields: object) -> None:
+def resign(folder: Path, key: Ed25519PrivateKey = VENUE_KEY, **fields: Any) -> None:
     """List the files as they are now and sign the manifest: what only the venue itself could do."""
     manifest = parse_manifest(parse((folder / MANIFEST).read_bytes()).text)
     files = {
@@ -610,7 +611,7 @@ def test_a_table_that_says_something_else_is_refused_at_its_line(
 def test_an_act_without_an_operators_signature_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def forged(command: OperatorCommand) -> OperatorCommand:
+    def forged(command: Act) -> Act:
         act = sign_act(command)
         if not isinstance(command, CertifySite):
             return act
@@ -630,7 +631,7 @@ def test_a_refused_act_needs_no_signature(tmp_path: Path, capsys: pytest.Capture
 def test_a_run_that_posts_something_else_than_it_announced_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def other_digest(command: OperatorCommand) -> OperatorCommand:
+    def other_digest(command: Act) -> Act:
         return sign_act(
             replace(command, sha256=bytes(32)) if isinstance(command, StartSettlementRun) else command
         )

@@ -18,7 +18,7 @@ from exchange.log import FileLog, LogError, read_records
 from schemas.commands import OpenEra, Tick
 from schemas.events import ContractClosed, OrderAccepted, OrderEnded, OrderRepeated, Rejected
 from schemas.reasons import RejectReason
-from schemas.records import decoded
+from schemas.records import Decoded, decoded
 from tests.market import FIRST_HOUR, OPERATOR_KEY, START_NS, ask, bid, opening
 from tests.small_venue import SMALL_VENUE
 
@@ -61,6 +61,13 @@ class CoreProcess:
         return self.process.wait(10)
 
 
+def accepted(record: Decoded) -> OrderAccepted:
+    """Return the first event of an order that was accepted."""
+    event = record.events[0]
+    assert isinstance(event, OrderAccepted), record
+    return event
+
+
 async def _open_market(link: CoreLink) -> None:
     for command in opening()[1:]:
         answer = await link.submit(command)
@@ -74,7 +81,7 @@ async def test_what_was_acknowledged_survives_a_kill_and_is_known_when_repeated(
     await _open_market(link)
     orders = [bid(n, 1, 100 + n) for n in range(30)]
     answers = await asyncio.gather(*(link.submit(order) for order in orders))
-    assert all(isinstance(answer.events[0], OrderAccepted) for answer in answers)
+    first = [accepted(answer) for answer in answers]
     core.kill()
     with pytest.raises(CoreLostError):
         await link.submit(Tick())
@@ -82,7 +89,7 @@ async def test_what_was_acknowledged_survives_a_kill_and_is_known_when_repeated(
     link = await again.link()
     repeated = [await link.submit(order) for order in orders]
     assert [r.events[0] for r in repeated] == [
-        OrderRepeated(a.events[0].order_id, a.events[0].reserved_micros, 0, 1) for a in answers
+        OrderRepeated(one.order_id, one.reserved_micros, 0, 1) for one in first
     ]
     await link.close()
     assert again.kill(signal.SIGTERM) == 0
@@ -120,7 +127,7 @@ async def test_due_work_happens_without_a_command(tmp_path: Path) -> None:
     await link.submit(ask(1, 1, 3, 100))
     gate = FIRST_HOUR * 3600 * 10**9 - 900 * 10**9
     await link.set_clock(gate - 10**9, 4)
-    seen = []
+    seen: list[Decoded] = []
     deadline = time.monotonic() + 5
     while not seen and time.monotonic() < deadline:
         await asyncio.sleep(0.05)

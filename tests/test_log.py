@@ -3,6 +3,7 @@
 import os
 import re
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import google_crc32c
@@ -131,12 +132,16 @@ def test_every_flipped_bit_of_a_sealed_log_is_found_or_costs_nothing(tmp_path: P
     path = segments(tmp_path)[0]
     data = path.read_bytes()
     seal_at = len(data) - HEADER_BYTES
+    readers: tuple[Callable[[], list[Record]], ...] = (
+        lambda: list(read_records(tmp_path)),
+        lambda: list(read_records(tmp_path, 1, 3)),
+    )
     for bit in range(len(data) * 8):
         damaged = bytearray(data)
         damaged[bit // 8] ^= 1 << bit % 8
         path.write_bytes(damaged)
         refused = 0
-        for read in (lambda: list(read_records(tmp_path)), lambda: list(read_records(tmp_path, 1, 3))):
+        for read in readers:
             try:
                 assert plain(read()) == records
             except LogError:
@@ -187,7 +192,11 @@ def test_damage_in_a_segment_that_is_not_the_last_is_no_torn_tail(tmp_path: Path
     path.write_bytes(path.read_bytes()[:-1])
     with pytest.raises(LogError, match="later segments exist"):
         FileLog(tmp_path)
-    for read in (lambda: list(read_records(tmp_path)), lambda: followed(tmp_path)):
+    readers: tuple[Callable[[], list[Record]], ...] = (
+        lambda: list(read_records(tmp_path)),
+        lambda: followed(tmp_path),
+    )
+    for read in readers:
         with pytest.raises(LogError, match=re.escape(f"{path} is damaged at byte")):
             read()
 

@@ -3,12 +3,12 @@
 from tests.market import run
 
 
-def test_trades_happen_at_the_resting_orders_price():
+def test_trades_happen_at_the_resting_orders_price() -> None:
     assert run("ask 1 3 @ 100; bid 3 @ 105") == ["3 @ 100 with 1"]
     assert run("bid 3 @ 105; ask 1 3 @ 100") == ["3 @ 105 with 1"]
 
 
-def test_better_price_first_then_earlier_time_across_cells():
+def test_better_price_first_then_earlier_time_across_cells() -> None:
     assert run("ask 1 2 @ 101; ask 3 2 @ 100; ask 2 2 @ 100; bid 5 @ 101") == [
         "2 @ 100 with 2",
         "2 @ 100 with 3",
@@ -16,88 +16,88 @@ def test_better_price_first_then_earlier_time_across_cells():
     ]
 
 
-def test_an_ask_meets_only_bids_it_can_serve():
+def test_an_ask_meets_only_bids_it_can_serve() -> None:
     assert run("bid 1 @ 105 from east L1 E S1; bid 1 @ 104; ask 3 2 @ 100") == ["1 @ 104 with 2"]
     assert run("ask 3 1 @ 100 carbon B; bid 1 @ 104 from west L1 B S1") == ["1 @ 100 with 1"]
     assert run("ask 3 1 @ 100 carbon C; bid 1 @ 104 from west L1 B S1") == []
     assert run("ask 1 1 @ 100; bid 1 @ 104 from east L1 E S3") == []
 
 
-def test_what_is_not_filled_rests_and_trades_later():
+def test_what_is_not_filled_rests_and_trades_later() -> None:
     assert run("bid 5 @ 100; ask 1 2 @ 100; ask 1 4 @ 99") == ["3 @ 100 with 1"]
 
 
-def test_an_immediate_order_does_not_rest():
+def test_an_immediate_order_does_not_rest() -> None:
     assert run("ask 1 2 @ 100; bid 5 @ 100 ioc") == ["2 @ 100 with 1", "2 ended immediate, 3 left"]
 
 
-def test_a_taker_that_meets_its_own_group_is_cancelled_there():
+def test_a_taker_that_meets_its_own_group_is_cancelled_there() -> None:
     assert run("ask 1 1 @ 100; ask 2 2 @ 101; bid 3 @ 105 by 1") == ["3 ended self_trade, 3 left"]
 
 
-def test_a_cancelled_order_is_gone():
+def test_a_cancelled_order_is_gone() -> None:
     assert run("ask 1 2 @ 100; cancel 1") == ["1 ended requested, 2 left"]
     assert run("ask 1 2 @ 100; cancel 1; bid 1 @ 100") == []
 
 
-def test_a_site_cannot_offer_more_than_its_certificate():
+def test_a_site_cannot_offer_more_than_its_certificate() -> None:
     assert run("ask 1 7 @ 100; ask 1 4 @ 101") == ["rejected CAPACITY_EXCEEDED"]
     assert run("ask 1 7 @ 100; bid 7 @ 100; ask 1 4 @ 101") == ["rejected CAPACITY_EXCEEDED"]
     assert run("ask 1 7 @ 100; cancel 1; ask 1 10 @ 101") == []
 
 
-def test_an_ask_cannot_claim_a_better_grade_than_certified():
+def test_an_ask_cannot_claim_a_better_grade_than_certified() -> None:
     assert run("ask 1 1 @ 100 carbon C") == ["rejected GRADE_NOT_CERTIFIED"]
 
 
-def test_the_gate_ends_what_is_open_and_closes_the_contract():
+def test_the_gate_ends_what_is_open_and_closes_the_contract() -> None:
     assert run("ask 1 2 @ 100; bid 1 @ 90; gate 0") == ["1 ended gate, 2 left", "2 ended gate, 1 left"]
     assert run("gate 0; bid 1 @ 90") == ["rejected COMMAND_EXPIRED"]
 
 
-def test_a_block_is_filled_whole_from_one_site():
+def test_a_block_is_filled_whole_from_one_site() -> None:
     assert run("ask 1 2 @ 100; ask 1 2 @ 110 at 1; bid 2 @ 105 hours 2") == [
         "block 3 at site 1: 2 @ 100 with 1, 2 @ 110 with 2"
     ]
     assert run("ask 1 2 @ 100; ask 2 2 @ 110 at 1; bid 2 @ 105 hours 2") == []
 
 
-def test_a_block_takes_the_cheaper_site_and_on_ties_the_lower_number():
+def test_a_block_takes_the_cheaper_site_and_on_ties_the_lower_number() -> None:
     two_sites = "ask 2 1 @ 100; ask 2 1 @ 100 at 1; ask 1 1 @ {0}; ask 1 1 @ {0} at 1; bid 1 @ 105 hours 2"
     assert run(two_sites.format(101)) == ["block 5 at site 2: 1 @ 100 with 1, 1 @ 100 with 2"]
     assert run(two_sites.format(100)) == ["block 5 at site 1: 1 @ 100 with 3, 1 @ 100 with 4"]
 
 
-def test_a_resting_block_trades_when_the_last_missing_ask_arrives():
+def test_a_resting_block_trades_when_the_last_missing_ask_arrives() -> None:
     assert run("bid 2 @ 105 hours 2; ask 1 2 @ 100; ask 1 3 @ 110 at 1") == [
         "block 1 at site 1: 2 @ 100 with 2, 2 @ 110 with 3"
     ]
 
 
-def test_an_arriving_ask_trades_with_hourly_bids_before_blocks():
+def test_an_arriving_ask_trades_with_hourly_bids_before_blocks() -> None:
     assert run("bid 1 @ 200 hours 2; bid 1 @ 100; ask 1 1 @ 100 at 1; ask 1 1 @ 90") == ["1 @ 100 with 2"]
 
 
-def test_resting_blocks_are_tried_best_price_first():
+def test_resting_blocks_are_tried_best_price_first() -> None:
     assert run("bid 1 @ 101 hours 2; bid 1 @ 102 hours 2; ask 1 1 @ 100 at 1; ask 1 1 @ 100") == [
         "block 2 at site 1: 1 @ 100 with 4, 1 @ 100 with 3"
     ]
 
 
-def test_a_block_above_its_limit_in_total_waits():
+def test_a_block_above_its_limit_in_total_waits() -> None:
     assert run("ask 1 1 @ 100; ask 1 1 @ 111 at 1; bid 1 @ 105 hours 2") == []
 
 
-def test_a_resting_block_ends_at_its_first_hours_gate():
+def test_a_resting_block_ends_at_its_first_hours_gate() -> None:
     assert run("bid 1 @ 105 hours 3 at 1; gate 1") == ["1 ended gate, 1 left"]
     assert run("bid 1 @ 105 hours 3; bid 1 @ 90 at 1; gate 0") == ["1 ended gate, 1 left"]
 
 
-def test_a_better_block_evicts_the_worst_where_the_hour_is_full():
+def test_a_better_block_evicts_the_worst_where_the_hour_is_full() -> None:
     full = "bid 1 @ 100 hours 2; bid 1 @ 99 hours 2; bid 1 @ 99 hours 2; bid 1 @ 102 hours 2; "
     assert run(full + "bid 1 @ 101 hours 3 at 1") == ["3 ended evicted, 1 left"]
     assert run(full + "bid 1 @ 99 hours 3 at 1") == ["rejected TOO_MANY_RESTING_BLOCKS"]
 
 
-def test_a_blocks_own_groups_asks_are_absent():
+def test_a_blocks_own_groups_asks_are_absent() -> None:
     assert run("ask 1 1 @ 100; ask 1 1 @ 100 at 1; bid 1 @ 105 hours 2 by 1") == []

@@ -353,19 +353,19 @@ def test_a_factor_below_one_never_makes_the_buyer_pay() -> None:
 
 
 def test_replacement_is_the_highest_of_trade_average_and_asks() -> None:
-    def price(trades: list[ContractTrade], asks: list[GateAsk]) -> tuple[Fraction, str]:
-        return tuple(replacement_of(FILL, (3, 1), 2, trades, asks))  # type: ignore[return-value]
+    def price(trades: list[ContractTrade], asks: list[GateAsk]) -> Replacement:
+        return replacement_of(FILL, (3, 1), 2, trades, asks)
 
-    assert price([], []) == (1000, "trade")
-    assert price([ContractTrade(3, 2, 3, 3600)], []) == (1200, "average")
-    assert price([ContractTrade(3, 2, 3, 3600)], [GateAsk(2, 1300, 5)]) == (1300, "asks")
-    assert price([ContractTrade(3, 2, 1, 800)], [GateAsk(2, 900, 5)]) == (1000, "trade")
+    assert price([], []) == Replacement(Fraction(1000), "trade")
+    assert price([ContractTrade(3, 2, 3, 3600)], []) == Replacement(Fraction(1200), "average")
+    assert price([ContractTrade(3, 2, 3, 3600)], [GateAsk(2, 1300, 5)]) == Replacement(Fraction(1300), "asks")
+    assert price([ContractTrade(3, 2, 1, 800)], [GateAsk(2, 900, 5)]) == Replacement(Fraction(1000), "trade")
 
 
 def test_replacement_leaves_out_the_defaulters_group_on_either_side() -> None:
     own = [ContractTrade(1, 2, 1, 9000), ContractTrade(3, 1, 1, 9000)]
     asks = [GateAsk(1, 9000, 5), GateAsk(3, 9000, 5)]
-    assert replacement_of(FILL, (3, 1), 2, own, asks) == (1000, "trade")
+    assert replacement_of(FILL, (3, 1), 2, own, asks) == Replacement(Fraction(1000), "trade")
 
 
 def test_replacement_takes_the_cheapest_asks_that_hold_what_is_lacking() -> None:

@@ -11,6 +11,7 @@ from datetime import UTC, date, datetime
 from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -244,8 +245,9 @@ def test_a_venue_without_the_class_of_a_model_is_refused(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(("name", "value"), [("clients", 1), ("min_orders", 0)])
 def test_an_argument_out_of_range_is_refused(tmp_path: Path, name: str, value: int) -> None:
+    argument: dict[str, Any] = {name: value}
     with pytest.raises(ValueError, match=rf"{name} {value}: at least"):
-        build(1, tmp_path, data=None, venue=CHINA, day=DAY, **{name: value})
+        build(1, tmp_path, data=None, venue=CHINA, day=DAY, **argument)
 
 
 def test_a_damaged_scenario_is_refused_with_its_place(tmp_path: Path) -> None:

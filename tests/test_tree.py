@@ -218,7 +218,7 @@ def test_the_longest_entry_verifies(tmp_path: Path) -> None:
 
 
 def test_a_log_that_has_grown_beyond_its_checkpoint_verifies(
-    tmp_path: Path, capsys: pytest.CaptureFixture
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     entries = [number.to_bytes(2, "big") for number in range(1000)]
     write_log(tmp_path, entries[:300])
@@ -262,7 +262,9 @@ def test_a_log_with_a_file_cut_extended_or_missing_is_refused(change: str, tmp_p
         path.write_bytes(data)
 
 
-def test_the_same_log_signed_by_another_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_the_same_log_signed_by_another_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_log(tmp_path, LEAVES)
     stranger = str(verifier_key(ORIGIN, Ed25519PrivateKey.generate()))
     assert main(["tree", str(tmp_path), "--vkey", stranger]) == 1
@@ -270,7 +272,7 @@ def test_the_same_log_signed_by_another_is_refused(tmp_path: Path, capsys: pytes
 
 
 def test_a_log_that_continues_an_earlier_checkpoint_verifies_and_another_does_not(
-    tmp_path: Path, capsys: pytest.CaptureFixture
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     entries = [number.to_bytes(2, "big") for number in range(700)]
     for name, log in (("old", entries[:333]), ("new", entries), ("split", [b"other", *entries[1:]])):
@@ -283,7 +285,7 @@ def test_a_log_that_continues_an_earlier_checkpoint_verifies_and_another_does_no
 
 
 def test_a_log_rolled_back_behind_an_earlier_checkpoint_is_refused(
-    tmp_path: Path, capsys: pytest.CaptureFixture
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_log(tmp_path / "old", LEAVES[:3])
     write_log(tmp_path / "new", LEAVES)
@@ -292,7 +294,7 @@ def test_a_log_rolled_back_behind_an_earlier_checkpoint_is_refused(
     assert "the earlier checkpoint has 8 entries, this one 3" in capsys.readouterr().out
 
 
-def test_a_wrong_call_is_told_from_a_refusal(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_a_wrong_call_is_told_from_a_refusal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_log(tmp_path, LEAVES)
     assert main(["tree", str(tmp_path / "nowhere"), "--vkey", VKEY]) == 2
     assert main(["tree", str(tmp_path), "--vkey", VKEY[:-1]]) == 2
