@@ -78,12 +78,13 @@ async def measure(
         await asyncio.sleep(SECONDS)
         return sum(map(cpu_seconds, pids)) - before
 
-    cpu, *_ = await asyncio.gather(used(), *itertools.starmap(session, zip(sockets, messages, strict=True)))
+    cpu = asyncio.create_task(used())
+    await asyncio.gather(cpu, *itertools.starmap(session, zip(sockets, messages, strict=True)))
     return Measured(
         len(delays) / SECONDS,
         1e3 * percentile(delays, 50),
         1e3 * percentile(delays, 99),
-        1e6 * cpu / len(delays),
+        1e6 * cpu.result() / len(delays),
     )
 
 

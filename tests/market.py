@@ -67,7 +67,16 @@ def opening() -> list[AnyCommand]:
     ):
         commands.append(
             CertifySite(
-                site, account, zone, "H100-SXM", 10, carbon, security, 0, FIRST_HOUR + 100, authority=AUTHORITY
+                site,
+                account,
+                zone,
+                "H100-SXM",
+                10,
+                carbon,
+                security,
+                0,
+                FIRST_HOUR + 100,
+                authority=AUTHORITY,
             )
         )
     return commands
@@ -181,7 +190,8 @@ class Market:
                 return [f"{event.lots} @ {event.price_ticks} with {self.names[maker]}"]
             case BlockTraded():
                 legs = ", ".join(
-                    f"{leg.lots} @ {leg.price_ticks} with {self.names[leg.ask_order_id]}" for leg in event.legs
+                    f"{leg.lots} @ {leg.price_ticks} with {self.names[leg.ask_order_id]}"
+                    for leg in event.legs
                 )
                 return [f"block {self.names[event.order_id]} at site {event.site}: {legs}"]
             case OrderEnded():

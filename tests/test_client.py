@@ -7,6 +7,7 @@ import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -192,7 +193,7 @@ async def test_the_end_of_an_old_connection_fails_no_call_over_the_new_one(excha
         await client._again()
         exchange.core.send_signal(signal.SIGSTOP)
         try:
-            asking = asyncio.create_task(client.call("session.time"))
+            asking: asyncio.Task[dict[str, Any]] = asyncio.create_task(client.call("session.time"))
             await until(lambda: client._connection is not None and len(client._connection.waiting) == 1)
             await old.ws.close()
             await reading

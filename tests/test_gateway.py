@@ -10,6 +10,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import uvloop
 import websockets
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.typing import Origin
 
 from exchange.contract import HOUR_NS
 from exchange.folder import DataFolder
@@ -89,7 +91,8 @@ class Caller:
         await self.ws.send(message if isinstance(message, str | bytes) else json.dumps(message))
 
     async def hear(self) -> dict[str, Any]:
-        return json.loads(await asyncio.wait_for(self.ws.recv(), 10))
+        answer: dict[str, Any] = json.loads(await asyncio.wait_for(self.ws.recv(), 10))
+        return answer
 
     async def challenge(self, key: Ed25519PrivateKey) -> bytes:
         answer = await self.call("session.challenge", {"key": public(key)})
@@ -110,7 +113,8 @@ async def session(exchange: Exchange, who: Participant | None = None, **options:
 
 
 def code_of(answer: dict[str, Any]) -> int:
-    return answer["error"]["code"]
+    code: int = answer["error"]["code"]
+    return code
 
 
 # -- login -----------------------------------------------------------------------------------------------
@@ -252,7 +256,7 @@ async def test_an_order_s_life_is_told_exactly(exchange: Running) -> None:
         assert (taking.status, taking.filled_gpus, taking.leaves_gpus) == ("filled", "2", "0")
         (fill,) = taking.fills
         assert fill == Fill(
-            trade_id=fill.trade_id, order_id=taking.order_id, client_order_id="b1", side="buy",
+            trade_id=fill.trade_id, order_id=taking.order_id, client_order_id="b1", side=Side("buy"),
             class_code="H100-SXM", delivery_start=hour * HOUR_NS, gpus="2", price="10", fee="0.02", site=site,
             time=START_NS,
         )  # fmt: skip
@@ -267,7 +271,7 @@ async def test_an_order_s_life_is_told_exactly(exchange: Running) -> None:
         assert (ended.status, ended.end_reason, ended.leaves_gpus) == ("canceled", "requested", "0")
         assert await sells.funds() == Funds(seller.account, "997.99", "0", "0", "2")
         assert await sells.call("order.open") == []
-        sites = await sells.call("account.sites")
+        sites: list[dict[str, Any]] = await sells.call("account.sites")
         assert [(one["site"], one["gpus"], one["class"]) for one in sites] == [(site, "1000", "H100-SXM")]
 
 
@@ -346,7 +350,7 @@ async def test_orders_of_a_session_are_applied_in_the_order_sent(exchange: Runni
                 "params": bid(f"p{n}", hour),
             }
             await caller.say(message)
-        answers = {}
+        answers: dict[int, dict[str, Any]] = {}
         while len(answers) < 300:
             answer = await caller.hear()
             answers[answer["id"]] = answer["result"]
@@ -534,7 +538,7 @@ async def test_a_message_above_64_kib_closes_its_session_alone(exchange: Running
 async def test_a_page_of_another_origin_is_not_served(exchange: Running) -> None:
     for origin in ("http://evil.example", "null", f"http://127.0.0.1:{exchange.port + 1}"):
         with pytest.raises(websockets.InvalidStatus) as refused:
-            await connect(exchange.url, origin=origin)
+            await connect(exchange.url, origin=Origin(origin))
         assert refused.value.response.status_code == 403
     async with session(exchange, origin=f"http://127.0.0.1:{exchange.port}") as caller:
         assert "result" in await caller.call("session.time")
@@ -580,6 +584,9 @@ class Watcher:
             self.books[channel].take(data)
         else:
             self.waiting.append((channel, data))
+
+    def shows(self, channel: str, levels: dict[str, str]) -> bool:
+        return self.books[channel].levels == levels
 
     async def subscribe(self, client: Any, channels: list[str]) -> None:
         answer = await client.call("market.subscribe", {"channels": channels})
@@ -638,11 +645,13 @@ async def test_snapshot_and_deltas_give_the_book_under_random_flow(exchange: Run
             if n == 200:
                 await late.subscribe(joins, channels)
         for channel in channels:
-            truth = await watches.call("market.snapshot", {"contract": channel.removeprefix("book.")})
+            truth: dict[str, Any] = await watches.call(
+                "market.snapshot", {"contract": channel.removeprefix("book.")}
+            )
             expected = LocalBook(truth).levels
             assert expected, "a book that is empty proves nothing"
             for watcher in (early, late):
-                await until(lambda w=watcher, c=channel, e=expected: w.books[c].levels == e)
+                await until(partial(watcher.shows, channel, expected))
 
 
 async def test_trades_are_public_and_orders_and_fills_are_their_owner_s(exchange: Running) -> None:

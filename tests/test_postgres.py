@@ -160,7 +160,7 @@ def test_a_server_killed_with_9_loses_no_committed_row_and_starts_beside_reused_
         server.stop()
     # A living process of the server's user now has the number that the files name.
     owner = (place / "db" / "data").stat()
-    sleeper = subprocess.Popen(["sleep", "60"], **({"user": owner.st_uid} if ROOT else {}))
+    sleeper = subprocess.Popen(["sleep", "60"], user=owner.st_uid if ROOT else None)
     try:
         for path in (place / "db/data/postmaster.pid", place / "db/socket/.s.PGSQL.5432.lock"):
             path.write_text("\n".join([str(sleeper.pid), *path.read_text().splitlines()[1:], ""]))

@@ -204,7 +204,7 @@ async def test_nothing_acknowledged_is_lost_when_the_core_is_killed_under_load(e
     answers = await killed_under_load(exchange, lambda: os.kill(before, signal.SIGKILL))
     assert exchange.pid("core") != before
     async with exchange.admin() as admin:
-        told = await admin.call("venue.status")
+        told: dict[str, Any] = await admin.call("venue.status")
 
     def agrees() -> bool:
         found = cux("db", "check", "--folder", str(exchange.folder.path), "--json")
@@ -241,7 +241,7 @@ async def test_the_ledger_catches_up_when_its_processes_are_killed(exchange: Ser
     os.kill(before, signal.SIGKILL)
     who = await exchange.register()
     async with exchange.admin() as admin:
-        told = await admin.call("venue.status")
+        told: dict[str, Any] = await admin.call("venue.status")
 
     def caught_up() -> bool:
         found = cux("db", "check", "--folder", str(exchange.folder.path), "--json")
