@@ -23,7 +23,7 @@ from gateway.feeds import level_row, notification, private_channel
 from gateway.methods import METHODS
 from gateway.session import Exchange, Session
 from gateway.state import OrderState, State
-from schemas.events import BlockTraded, Traded
+from schemas.events import Traded, trades_of
 from schemas.records import Record, decoded
 from schemas.wire import Fill
 
@@ -77,7 +77,7 @@ class Gateway:
                 self._changed.pop(contract, None)
         if "trades" in self.exchange.channels:
             for event in known.events:
-                for trade in _trades(event):
+                for trade in trades_of(event):
                     self._outbox.setdefault("trades", []).append(
                         notification("trades", self._shown(trade, known.time_ns))
                     )
@@ -225,16 +225,6 @@ class _Outbox:
         closing.cancel()
         if self._transport is not None:
             self._transport.abort()
-
-
-def _trades(event: Any) -> tuple[Traded, ...]:
-    match event:
-        case Traded():
-            return (event,)
-        case BlockTraded():
-            return event.legs
-        case _:
-            return ()
 
 
 async def _run(folder: DataFolder, host: str, port: int) -> None:

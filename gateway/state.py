@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from exchange.contract import HOUR_NS
 from exchange.depth import Changes, Depth
 from exchange.funds import Purse, transfers
 from exchange.quantity import gpus_of, money_of, price_of
@@ -18,8 +19,6 @@ from schemas.events import (
 from schemas.records import Decoded
 from schemas.venue import Venue
 from schemas.wire import Fill, Funds, OrderResult
-
-HOUR_NS = 3_600_000_000_000
 
 
 def _unheard(_account: int, _what: object) -> None:

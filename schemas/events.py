@@ -134,6 +134,17 @@ class OrderEnded(Event, frozen=True, tag="order_ended"):
     reason: EndReason
 
 
+def trades_of(event: Event) -> tuple[Traded, ...]:
+    """Return the trades that an event tells of: one, a block's legs, or none."""
+    match event:
+        case Traded():
+            return (event,)
+        case BlockTraded():
+            return event.legs
+        case _:
+            return ()
+
+
 class ContractClosed(Event, frozen=True, tag="contract_closed"):
     """The gate of a contract that held orders has passed."""
 

@@ -15,8 +15,6 @@ from schemas.commands import AnyCommand
 from schemas.events import AnyEvent
 
 SALT_BYTES = 16
-ENTRY_BYTES = 48
-"""A leaf of the tree: sequence (8), time (8), root over the parts (32), big-endian."""
 
 
 class Record(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
@@ -90,5 +88,8 @@ def record_root(record: Record) -> bytes:
 
 
 def entry_of(record: Record) -> bytes:
-    """Return the record's leaf entry in the audit tree: 48 bytes."""
+    """Return the record's leaf of the audit tree, 48 bytes big-endian.
+
+    Sequence (8), time (8), root over the parts (32).
+    """
     return struct.pack(">QQ", record.sequence, record.time_ns) + record_root(record)

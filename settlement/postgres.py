@@ -323,10 +323,6 @@ def _make_owned(folder: Path, user: _User) -> None:
         os.chown(folder, user.uid, user.gid)
 
 
-def _reaches(user: _User, folder: Path) -> bool:
-    return not user.uid or _run_as(user, "/bin/sh", "-c", 'test -x "$1"', "sh", str(folder)).returncode == 0
-
-
 def _is_hidden(folder: Path, user: _User) -> bool:
     return (
         bool(user.uid) and _run_as(user, "/bin/sh", "-c", 'test -x "$1"', "sh", str(folder)).returncode != 0

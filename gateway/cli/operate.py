@@ -8,6 +8,7 @@ import typer
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from exchange.contract import HOUR_NS
 from exchange.folder import DataFolder
 from exchange.quantity import lots_of, micros_of
 from gateway.cli.app import (
@@ -171,7 +172,7 @@ def site_certify(
         capacity = 0
     if not 0 < capacity < 2**63:
         raise typer.BadParameter(f"gpus {gpus!r}: a multiple of the class's lot is wanted")
-    now_hour = run(_ask(folder, "session.time"))["time"] // 3_600_000_000_000
+    now_hour = run(_ask(folder, "session.time"))["time"] // HOUR_NS
     certificate = CertifySite(
         number, account, zone, class_code, capacity, carbon, security, now_hour, now_hour + 24 * days
     )

@@ -7,7 +7,6 @@ OUT` writes one JSON object.
 import argparse
 import os
 import sys
-from collections.abc import Iterable
 from fractions import Fraction
 from pathlib import Path
 
@@ -20,7 +19,7 @@ from gateway.simulation.scenario import read_acts, read_scenario
 from gateway.simulation.surplus import SurplusReport, private_values, surplus_report
 from schemas.catalogue import fp32_pflops_hours, gpu_hours
 from schemas.commands import EnterOrder, OpenEra, Side
-from schemas.events import BlockTraded, Traded
+from schemas.events import trades_of
 from schemas.records import Decoded, decoded
 
 PRIORITY = 10
@@ -57,7 +56,7 @@ def day_report(records: list[Decoded], surplus: SurplusReport) -> DayReport:
     era = records[0].command
     assert isinstance(era, OpenEra)
     orders = [record.command for record in records if isinstance(record.command, EnterOrder)]
-    trades = list(_trades(records))
+    trades = [trade for record in records for event in record.events for trade in trades_of(event)]
     rows = []
     all_demanded, all_traded, all_pflops, all_notional = Fraction(0), Fraction(0), Fraction(0), 0
     for one in era.venue.classes:
@@ -104,18 +103,6 @@ def day_report(records: list[Decoded], surplus: SurplusReport) -> DayReport:
 def _tenths(number: Fraction) -> str:
     whole, tenth = divmod(round(number * 10), 10)
     return f"{whole}.{tenth}"
-
-
-def _trades(records: Iterable[Decoded]) -> Iterable[Traded]:
-    for record in records:
-        for event in record.events:
-            match event:
-                case Traded():
-                    yield event
-                case BlockTraded():
-                    yield from event.legs
-                case _:
-                    pass
 
 
 def main() -> int:

@@ -7,6 +7,7 @@ its own limit. Rules and worked figures: REPORTS.md, "Surplus".
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from heapq import heappop, heappush
+from itertools import chain
 from typing import Any, NamedTuple
 
 import highspy
@@ -32,12 +33,11 @@ from schemas.commands import (
 )
 from schemas.events import (
     AnyEvent,
-    BlockTraded,
     OrderAccepted,
     OrderEnded,
     Rejected,
     SiteCertified,
-    Traded,
+    trades_of,
 )
 from schemas.records import Decoded
 from schemas.venue import AcceleratorClass, Venue
@@ -116,7 +116,7 @@ def traded_surplus(records: Iterable[Decoded], values: PrivateValues) -> int:
         for event in record.events:
             if isinstance(event, OrderAccepted) and isinstance(command, EnterOrder):
                 value_of[event.order_id] = _value(command, values)
-        for trade in _trades(record.events):
+        for trade in chain.from_iterable(map(trades_of, record.events)):
             margin = value_of[trade.bid_order_id] - value_of[trade.ask_order_id]
             micros += notional_micros(margin, trade.lots, lots_of[trade.class_code], tick_micros)
     return micros
@@ -124,14 +124,6 @@ def traded_surplus(records: Iterable[Decoded], values: PrivateValues) -> int:
 
 def _value(order: EnterOrder, values: PrivateValues) -> int:
     return values.get((order.account, order.client_order_id), order.price_ticks)
-
-
-def _trades(events: Iterable[AnyEvent]) -> Iterator[Traded]:
-    for event in events:
-        if isinstance(event, Traded):
-            yield event
-        elif isinstance(event, BlockTraded):
-            yield from event.legs
 
 
 # -- the bound -----------------------------------------------------------------------------------------
@@ -417,7 +409,7 @@ class _Asks:
         self._leaves: dict[int, int] = {}
         self._heaps: dict[tuple[str, int], list[tuple[int, int]]] = {}
 
-    def take_in(self, command: AnyCommand, events: Iterable[AnyEvent]) -> None:
+    def take_in(self, command: AnyCommand, events: Sequence[AnyEvent]) -> None:
         """Follow what a command did."""
         for event in events:
             match event:
@@ -429,7 +421,7 @@ class _Asks:
                     self.lowest[command.class_code] = min(known, command.price_ticks)
                 case OrderEnded(order_id):
                     self._leaves.pop(order_id, None)
-        for trade in _trades(events):
+        for trade in chain.from_iterable(map(trades_of, events)):
             self._leaves[trade.ask_order_id] -= trade.lots
 
     def best(self, class_code: str, hour: int) -> int | None:
