@@ -29,12 +29,32 @@ class Side(StrEnum):
     SELL = "sell"
 
 
+class OrderType(StrEnum):
+    """Whether the order names its price or takes any within the collar."""
+
+    LIMIT = "limit"
+    MARKET = "market"
+
+
 class TimeInForce(StrEnum):
-    """How long an order may rest: to the gate, to `expire_ns`, or not at all."""
+    """How long an order may rest.
+
+    To the gate, to `expire_ns`, not at all, whole or not at all, to the end of the next call.
+    """
 
     GTC = "gtc"
     GTD = "gtd"
     IOC = "ioc"
+    FOK = "fok"
+    AUCTION = "auction"
+
+
+class SelfTrade(StrEnum):
+    """What gives way when an order would meet one of its own trade group; the taker's choice governs."""
+
+    CANCEL_TAKER = "cancel_taker"
+    CANCEL_MAKER = "cancel_maker"
+    CANCEL_BOTH = "cancel_both"
 
 
 class Scope(StrEnum):
@@ -149,9 +169,12 @@ class Requirement(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields
 
 
 class EnterOrder(Command, frozen=True, kw_only=True, tag="enter_order"):
-    """Enter a limit order; `hours` over 1 makes a bid a block.
+    """Enter an order; `hours` over 1 makes a bid a block and an ask a run.
 
-    A bid names a requirement; an ask its site and the carbon grade it will hold in that hour.
+    A bid names a requirement; an ask its site and the carbon grade it will hold in that hour, and in
+    `position` the trade that it resells, if it does. A market order has no price. `min_lots` is the least that must trade
+    on entry, `display_lots` what an iceberg shows, `min_hours` the shortest stretch that a run sells.
+    Orders of one account that name the same `exclusive_group` are alternatives.
     """
 
     account: Int64
@@ -162,12 +185,31 @@ class EnterOrder(Command, frozen=True, kw_only=True, tag="enter_order"):
     delivery_hour: Int64
     hours: Int64 = 1
     lots: Int64
-    price_ticks: Int64
+    price_ticks: Int64 = 0
+    order_type: OrderType = OrderType.LIMIT
     time_in_force: TimeInForce = TimeInForce.GTC
     expire_ns: Int64 = 0
+    min_lots: Int64 = 0
+    display_lots: Int64 = 0
+    post_only: bool = False
+    self_trade: SelfTrade = SelfTrade.CANCEL_TAKER
+    exclusive_group: Code | None = None
     requirement: Requirement | None = None
     site: Int64 = 0
+    position: Int64 = 0
     carbon: Code | None = None
+    min_hours: Int64 = 0
+
+
+class ReplaceOrder(Command, frozen=True, kw_only=True, tag="replace_order"):
+    """Change an open order, named as in `CancelOrder`: `lots` is the new total, what is filled included."""
+
+    account: Int64
+    order_id: Int64 = 0
+    client_order_id: Code | None = None
+    valid_until_ns: Int64
+    lots: Int64
+    price_ticks: Int64
 
 
 class CancelOrder(Command, frozen=True, tag="cancel_order"):
@@ -176,6 +218,144 @@ class CancelOrder(Command, frozen=True, tag="cancel_order"):
     account: Int64
     order_id: Int64 = 0
     client_order_id: Code | None = None
+
+
+class MassCancel(Command, frozen=True, tag="mass_cancel"):
+    """Cancel every open order of an account, or those of a class, of a delivery hour, of a side.
+
+    A block or run counts in each of its hours. Standing offers stay.
+    """
+
+    account: Int64
+    class_code: Code | None = None
+    delivery_hour: Int64 | None = None
+    side: Side | None = None
+
+
+class EnterStandingOffer(Command, frozen=True, kw_only=True, tag="enter_standing_offer"):
+    """List the same order for every hour from `from_hour` to before `until_hour` as it enters the horizon.
+
+    With `hours` over 1: a run or block for each whole stretch of that many, counted from `from_hour`.
+    `price_curve` has 1, 24 or 168 prices in ticks by UTC hour of the week from Monday 00:00; 0 lists
+    nothing then. A run or block has its first hour's price.
+    """
+
+    account: Int64
+    name: Code
+    valid_until_ns: Int64
+    side: Side
+    class_code: Code
+    from_hour: Int64
+    until_hour: Int64
+    hours: Int64 = 1
+    lots: Int64
+    price_curve: Annotated[tuple[Int64, ...], Meta(max_length=168)]
+    requirement: Requirement | None = None
+    site: Int64 = 0
+    carbon: Code | None = None
+    min_hours: Int64 = 0
+
+
+class ReplaceStandingOffer(Command, frozen=True, kw_only=True, tag="replace_standing_offer"):
+    """Give a standing offer other lots and prices: what it listed is withdrawn and listed anew."""
+
+    account: Int64
+    offer_id: Int64
+    valid_until_ns: Int64
+    lots: Int64
+    price_curve: Annotated[tuple[Int64, ...], Meta(max_length=168)]
+
+
+class CancelStandingOffer(Command, frozen=True, tag="cancel_standing_offer"):
+    """Withdraw a standing offer and every open order that it listed."""
+
+    account: Int64
+    offer_id: Int64
+
+
+class ListStandingOffer(Command, frozen=True, tag="list_standing_offer"):
+    """List the next hours of a standing offer whose listing is due; the sequencer's own command."""
+
+    offer_id: Int64
+
+
+class RetryBlock(Command, frozen=True, tag="retry_block"):
+    """Try a resting block whose retry is pending; the sequencer's own command."""
+
+    order_id: Int64
+
+
+class EndCall(Command, frozen=True, tag="end_call"):
+    """End a call at the moment that was drawn for it; the sequencer's own command."""
+
+    class_code: Code
+    delivery_hour: Int64
+
+
+class CallFill(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """Lots that a bid gets from an ask in a call."""
+
+    bid_order_id: Int64
+    ask_order_id: Int64
+    lots: Int64
+
+
+class CellPrice(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
+    """What a supply cell clears at: the floor of the mean of its lowest and highest equilibrium price."""
+
+    zone: Code
+    carbon: Code
+    security: Code
+    lowest_ticks: Int64
+    highest_ticks: Int64
+    price_ticks: Int64
+
+
+class ProposeClearing(Command, frozen=True, tag="propose_clearing"):
+    """Submit the one right clearing of a call that has ended: fills by bid and ask, prices by supply cell.
+
+    Fills ascend by bid and ask order id, prices by cell number; only cells that trade have one.
+    """
+
+    class_code: Code
+    delivery_hour: Int64
+    fills: tuple[CallFill, ...]
+    prices: tuple[CellPrice, ...]
+
+
+class HaltContract(OperatorCommand, frozen=True, tag="halt_contract"):
+    """Stop trading in a contract: only cancels and reductions are taken."""
+
+    class_code: Code
+    delivery_hour: Int64
+
+
+class ResumeContract(OperatorCommand, frozen=True, tag="resume_contract"):
+    """Restart a halted contract through a call."""
+
+    class_code: Code
+    delivery_hour: Int64
+
+
+class SuspendAccount(OperatorCommand, frozen=True, tag="suspend_account"):
+    """Take no more orders from an account; what is open stays and may be reduced or cancelled."""
+
+    account: Int64
+
+
+class ReinstateAccount(OperatorCommand, frozen=True, tag="reinstate_account"):
+    """Take orders from a suspended account again."""
+
+    account: Int64
+
+
+class DerateSite(OperatorCommand, frozen=True, tag="derate_site"):
+    """Set a site's capacity from `from_hour` to before `until_hour`; open asks beyond it are cut."""
+
+    site: Int64
+    from_hour: Int64
+    until_hour: Int64
+    capacity_lots: Int64
 
 
 class ReceiveReadings(OperatorCommand, frozen=True, tag="receive_readings"):
@@ -225,8 +405,22 @@ AnyCommand = (
     | Deposit
     | Withdraw
     | CertifySite
+    | DerateSite
+    | SuspendAccount
+    | ReinstateAccount
+    | HaltContract
+    | ResumeContract
     | EnterOrder
+    | ReplaceOrder
     | CancelOrder
+    | MassCancel
+    | EnterStandingOffer
+    | ReplaceStandingOffer
+    | CancelStandingOffer
+    | ListStandingOffer
+    | RetryBlock
+    | EndCall
+    | ProposeClearing
     | ReceiveReadings
     | StartSettlementRun
     | PostSettlement

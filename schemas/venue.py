@@ -35,14 +35,30 @@ class Currency(Entry, frozen=True, kw_only=True):
 
 
 class Limits(Entry, frozen=True, kw_only=True):
-    """Bounds that the engine enforces; each has its own reject reason."""
+    """Bounds that the engine enforces; each has its own reject reason.
+
+    `collar_permille` bounds an order's price about the reference, `band_permille` a trade's, over which
+    `reference_lots` are averaged; 0 is none. A remainder up to `band_small_lots` is cancelled at the band,
+    a larger one starts a call, `volatility_calls_per_hour` times. An account may enter and replace
+    `free_orders_per_hour` orders and `orders_per_trade` more for each of its trades in that hour; 0 is any.
+    """
 
     price_max_ticks: Positive = 10_000_000
     order_max_lots: Positive = 100_000
     block_max_hours: Annotated[int, Meta(ge=1, le=744)] = 744
     block_max_site_hours: Positive = 50_000
     resting_blocks_max: Positive = 256
+    resting_runs_max: Positive = 64
+    standing_offers_max: Positive = 64
     open_orders_max: Positive = 20_000
+    iceberg_slices_max: Positive = 50
+    collar_permille: Natural = 0
+    band_permille: Natural = 0
+    reference_lots: Positive = 64
+    band_small_lots: Natural = 8
+    volatility_calls_per_hour: Natural = 2
+    free_orders_per_hour: Natural = 0
+    orders_per_trade: Natural = 100
     valid_until_max_seconds: Positive = 600
 
 
@@ -60,6 +76,19 @@ class SettlementRules(Entry, frozen=True, kw_only=True):
     clock_skew_seconds: Natural = 60
     replacement_factor_permille: Positive = 1200
     penalty_cap_permille: Positive = 2000
+
+
+class CallRules(Entry, frozen=True, kw_only=True):
+    """Call auctions: whether contracts open with one, and how long they collect.
+
+    A contract is in `pre_open` from its listing for `pre_open_seconds`. The end of a call is drawn
+    between `min_seconds` and `max_seconds` after its start.
+    """
+
+    opening: bool = False
+    pre_open_seconds: Natural = 600
+    min_seconds: Annotated[int, Meta(ge=1, le=86_400)] = 60
+    max_seconds: Annotated[int, Meta(ge=1, le=86_400)] = 90
 
 
 class LatencyTier(Entry, frozen=True, kw_only=True):
@@ -155,6 +184,7 @@ class Venue(Entry, frozen=True, kw_only=True):
     bond_permille: Annotated[int, Meta(ge=0, le=1000)] = 100
     limits: Limits = Limits()
     fees: Fees = Fees()
+    calls: CallRules = CallRules()
     settlement: SettlementRules = SettlementRules()
     latency_tiers: Annotated[tuple[LatencyTier, ...], Meta(min_length=1, max_length=16)]
     carbon_grades: Annotated[tuple[CarbonGrade, ...], Meta(min_length=1, max_length=16)]
