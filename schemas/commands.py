@@ -172,8 +172,9 @@ class EnterOrder(Command, frozen=True, kw_only=True, tag="enter_order"):
     """Enter an order; `hours` over 1 makes a bid a block and an ask a run.
 
     A bid names a requirement; an ask its site and the carbon grade it will hold in that hour, and in
-    `position` the trade that it resells, if it does. A market order has no price. `min_lots` is the least that must trade
-    on entry, `display_lots` what an iceberg shows, `min_hours` the shortest stretch that a run sells.
+    `position` the trade that it resells, if it does. A market order has no price. `min_lots` is the least
+    that must trade on entry, `display_lots` what an iceberg shows, `min_hours` the shortest stretch that a
+    run sells.
     Orders of one account that name the same `exclusive_group` are alternatives.
     """
 
