@@ -10,6 +10,9 @@ from schemas.events import (
     Deposited,
     OrderAccepted,
     OrderEnded,
+    OrderListed,
+    OrderReduced,
+    OrderReplaced,
     SettlementPosted,
     Traded,
     Withdrawn,
@@ -43,7 +46,7 @@ class Transfer(NamedTuple):
 def transfers(account: int, event: AnyEvent) -> Iterator[Transfer]:
     """Yield the event's transfers, in order; `account` is the command's, for events that leave it out.
 
-    A negative amount of a settlement (a correction) is the reverse transfer.
+    A negative amount (a settlement's correction, a replace that needs less) is the reverse transfer.
     """
     match event:
         case Deposited():
@@ -52,7 +55,12 @@ def transfers(account: int, event: AnyEvent) -> Iterator[Transfer]:
             yield from _move(event.account, Purse.CASH, VENUE, Purse.BANK, event.amount_micros)
         case OrderAccepted():
             yield from _move(account, Purse.CASH, account, Purse.RESERVED, event.reserved_micros)
-        case OrderEnded():
+        case OrderListed():
+            account = event.order.account
+            yield from _move(account, Purse.CASH, account, Purse.RESERVED, event.reserved_micros)
+        case OrderReplaced():
+            yield from _move(event.account, Purse.CASH, event.account, Purse.RESERVED, event.reserved_micros)
+        case OrderReduced() | OrderEnded():
             yield from _move(event.account, Purse.RESERVED, event.account, Purse.CASH, event.released_micros)
         case Traded():
             yield from _trade(event)

@@ -17,21 +17,37 @@ from exchange.funds import VENUE, Purse, Transfer, transfers
 from schemas.commands import AnyCommand, PostSettlement, Side, StartSettlementRun
 from schemas.events import (
     AccountRegistered,
+    AccountReinstated,
+    AccountSuspended,
     AnyEvent,
+    BlockRetried,
     BlockTraded,
+    CallCleared,
     ContractClosed,
     Deposited,
     EndReason,
     EraOpened,
     KeyRegistered,
+    ListingSkipped,
     OrderAccepted,
     OrderEnded,
+    OrderListed,
+    OrderReduced,
     OrderRepeated,
+    OrderReplaced,
+    OrdersCanceled,
+    Phase,
+    PhaseChanged,
     ReadingsReceived,
     Rejected,
     SettlementPosted,
     SettlementRunStarted,
     SiteCertified,
+    SiteDerated,
+    StandingOfferEnded,
+    StandingOfferEntered,
+    StandingOfferListed,
+    StandingOfferReplaced,
     Traded,
     Withdrawn,
 )
@@ -104,6 +120,22 @@ MOVES: dict[type[AnyEvent], tuple[AnyEvent, dict[tuple[int, Purse], int]]] = {
         (OrderRepeated(1, 9, 0, 1), {}),
         (TRADE, TRADE_MOVES),
         (BlockTraded(1, 1, (TRADE, TRADE)), {key: 2 * amount for key, amount in TRADE_MOVES.items()}),
+        # A listed order's account stands in the order: its command is the sequencer's own.
+        (OrderListed(1, 1, 9, bid(1, 1, 9, account=4)), {(4, Purse.CASH): -9, (4, Purse.RESERVED): 9}),
+        (OrderReplaced(1, 3, 1, 1, 1, 9), {(3, Purse.CASH): -9, (3, Purse.RESERVED): 9}),
+        (OrderReduced(1, 3, 1, 1, 9, EndReason.GROUP), {(3, Purse.CASH): 9, (3, Purse.RESERVED): -9}),
+        (OrdersCanceled(3, 2), {}),
+        (BlockRetried(1), {}),
+        (PhaseChanged("T4", 1, Phase.CALL), {}),
+        (CallCleared("T4", 1, 0, ()), {}),
+        (StandingOfferEntered(1, 3), {}),
+        (StandingOfferReplaced(1, 3), {}),
+        (StandingOfferEnded(1, 3, EndReason.WITHDRAWN), {}),
+        (StandingOfferListed(1, 1), {}),
+        (ListingSkipped(1, 1, RejectReason.INSUFFICIENT_FUNDS), {}),
+        (AccountSuspended(3), {}),
+        (AccountReinstated(3), {}),
+        (SiteDerated(1), {}),
         (OrderEnded(1, 3, 1, 9, EndReason.GATE), {(3, Purse.CASH): 9, (3, Purse.RESERVED): -9}),
         (ContractClosed("T4", 1), {}),
         (ReadingsReceived(1), {}),
@@ -119,6 +151,11 @@ MOVES: dict[type[AnyEvent], tuple[AnyEvent, dict[tuple[int, Purse], int]]] = {
         ),
     )
 }
+
+
+def test_a_replace_that_needs_less_gives_back() -> None:
+    (moved,) = transfers(VENUE, OrderReplaced(1, 3, 1, 1, 1, -9))
+    assert moved == Transfer(3, Purse.RESERVED, 3, Purse.CASH, 9)
 
 
 def sums(moved: Iterable[Transfer]) -> dict[tuple[int, Purse], int]:
