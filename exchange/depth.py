@@ -67,10 +67,10 @@ class OpenOrder:
         self._hide_first()
 
     def fill(self, trade: Traded) -> None:
-        """Take a trade: a resting order gives what it shows, and then shows the next slice."""
+        """Take a trade out of what is shown; when that is gone the next slice is."""
         self.leaves_lot_hours -= trade.lots
-        if trade.taker is self.command.side or trade.lots >= self.shown_lots:
-            # What takes does not rest yet, and a block or a call takes hidden lots too.
+        # An order that takes, a block and a call go through hidden lots too.
+        if trade.lots >= self.shown_lots:
             self._show_slice()
         else:
             self.shown_lots -= trade.lots

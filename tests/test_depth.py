@@ -137,9 +137,10 @@ def a_depth(**iceberg: int) -> Depth:
     return depth
 
 
-def asks(depth: Depth) -> dict[int, int]:
+def asks(depth: Depth, side: Side = Side.SELL) -> dict[int, int]:
     """Shown lots by price."""
-    return {level.price_ticks: lots for level, lots in depth.levels.get(CONTRACT, {}).items()}
+    levels = depth.levels.get(CONTRACT, {})
+    return {level.price_ticks: lots for level, lots in levels.items() if level.side is side}
 
 
 def replaced(lots: int, price: int, leaves: int) -> Decoded:
@@ -168,16 +169,13 @@ def test_a_slice_that_follows_one_of_its_size_is_no_change() -> None:
     assert a_depth(display_lots=4).apply(bought(4)) == {}
 
 
-def test_an_iceberg_that_takes_shows_its_slice_of_what_is_left() -> None:
+def test_what_an_iceberg_takes_on_entry_counts_as_shown() -> None:
     depth = a_depth()
-    depth.apply(
-        record(
-            bid(9, 15, 100, display_lots=8),
-            OrderAccepted(9, 0),
-            sold(10, 1, Side.BUY),
-        )
-    )
-    assert asks(depth) == {100: 5}
+    depth.apply(record(bid(8, 9, 100, display_lots=5), OrderAccepted(8, 0), sold(3, 1, Side.BUY, 8)))
+    assert asks(depth, Side.BUY) == {100: 2}
+    depth.apply(record(Tick(), OrderEnded(8, BUYER, 6, 0, EndReason.GATE)))
+    depth.apply(record(bid(9, 12, 100, display_lots=6), OrderAccepted(9, 0), sold(7, 1, Side.BUY)))
+    assert (asks(depth), asks(depth, Side.BUY)) == ({}, {100: 5})
     depth.apply(record(Tick(), OrderEnded(9, BUYER, 5, 0, EndReason.GATE)))
     assert depth.levels == {}
 
