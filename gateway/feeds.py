@@ -1,5 +1,6 @@
 """What the channels and snapshots show, and how a message of a channel is encoded."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -9,7 +10,11 @@ from exchange.depth import Level, Supply
 from exchange.quantity import gpus_of, price_of
 from gateway.state import State
 from schemas.commands import Side
+from schemas.events import AnyEvent, CallCleared, ContractClosed, PhaseChanged, trades_of
 from schemas.wire import Message, Notification
+
+PUBLIC_CHANNELS = ("trades", "status", "auction")
+"""The channels that tell everybody of events; books are apart."""
 
 _encoder = msgspec.json.Encoder()
 
@@ -22,6 +27,46 @@ def notification(channel: str, data: Any) -> bytes:
 def private_channel(name: str, account: int) -> str:
     """Return the key under which an account's own channel is kept."""
     return f"{name}@{account}"
+
+
+def told_to_all(state: State, event: AnyEvent) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield what the public channels tell of an event: trades, phases of contracts, clearings of calls."""
+    for trade in trades_of(event):
+        yield (
+            "trades",
+            {
+                "trade_id": trade.trade_id,
+                "contract": symbol(trade.class_code, trade.delivery_hour),
+                "price": price_of(trade.price_ticks, state.tick_micros),
+                "gpus": gpus_of(trade.lots, state.lot_eighths[trade.class_code]),
+                "taker": trade.taker,
+                "block": trade.block != 0,
+                "time": state.time_ns,
+            },
+        )
+    match event:
+        case PhaseChanged() | ContractClosed():
+            phase = event.phase.value if isinstance(event, PhaseChanged) else "closed"
+            contract = symbol(event.class_code, event.delivery_hour)
+            yield "status", {"contract": contract, "phase": phase, "time": state.time_ns}
+        case CallCleared():
+            yield (
+                "auction",
+                {
+                    "contract": symbol(event.class_code, event.delivery_hour),
+                    "gpus": gpus_of(event.lots, state.lot_eighths[event.class_code]),
+                    "prices": [
+                        {
+                            "cell": Supply(one.zone, one.carbon, one.security)._asdict(),
+                            "price": price_of(one.price_ticks, state.tick_micros),
+                            "lowest": price_of(one.lowest_ticks, state.tick_micros),
+                            "highest": price_of(one.highest_ticks, state.tick_micros),
+                        }
+                        for one in event.prices
+                    ],
+                    "time": state.time_ns,
+                },
+            )
 
 
 def level_row(state: State, class_code: str, level: Level, lots: int) -> dict[str, Any]:
@@ -46,6 +91,7 @@ def book_of(state: State, contract: tuple[str, int]) -> dict[str, Any]:
     )
     return {
         "contract": symbol(*contract),
+        "phase": state.phase(*contract),
         "seq": state.sequence,
         "time": state.time_ns,
         "bids": [

@@ -13,13 +13,25 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from exchange.contract import HOUR_NS, parse_symbol, symbol
 from exchange.link import CoreLostError
 from exchange.quantity import gpus_of, lots_of, money_of, price_of, ticks_of
-from gateway.feeds import book_of, private_channel
+from gateway.feeds import PUBLIC_CHANNELS, book_of, private_channel
 from gateway.session import CHANNELS_MAX, CallError, Method, Session, invalid
-from gateway.state import State
+from gateway.state import OfferState, OrderState, State
 from schemas import PROTOCOL_VERSION, RULES_VERSION
 from schemas.authority import signature_holds
-from schemas.commands import CancelOrder, EnterOrder, OperatorCommand, Scope
-from schemas.events import OrderEnded, Rejected
+from schemas.commands import (
+    AnyCommand,
+    CancelOrder,
+    CancelStandingOffer,
+    CertifySite,
+    EnterOrder,
+    EnterStandingOffer,
+    MassCancel,
+    OperatorCommand,
+    ReplaceOrder,
+    ReplaceStandingOffer,
+    Scope,
+)
+from schemas.events import AnyEvent, OrderEnded, OrdersCanceled, Rejected, StandingOfferEntered
 from schemas.reasons import DoorError, RejectReason
 from schemas.wire import (
     Channels,
@@ -27,10 +39,17 @@ from schemas.wire import (
     ContractNamed,
     FillsSince,
     LoginResult,
+    MassCancelResult,
     NoParams,
+    OfferEnter,
+    OfferNamed,
+    OfferReplace,
+    OfferResult,
     OperatorSubmit,
     OrderEnter,
+    OrderMassCancel,
     OrderNamed,
+    OrderReplace,
     OrderResult,
     SessionChallenge,
     SessionLogin,
@@ -46,6 +65,10 @@ _WIRE_FIELDS = {
     "delivery_hour": "delivery_start",
     "valid_until_ns": "valid_until",
     "expire_ns": "expire_time",
+    "min_lots": "min_gpus",
+    "display_lots": "display_gpus",
+    "from_hour": "from",
+    "until_hour": "until",
 }
 
 METHODS: dict[str, Method] = {}
@@ -124,9 +147,9 @@ async def _session_time(session: Session, _params: NoParams) -> VenueTime:
 
 def _rejection(event: Rejected, params: msgspec.Struct) -> CallError:
     field = event.field
-    if isinstance(params, OrderEnter):
+    if not isinstance(params, OperatorCommand):
         field = _WIRE_FIELDS.get(field, field)
-    elif isinstance(params, OrderNamed) and field == "order_id" and params.client_order_id is not None:
+    if isinstance(params, OrderNamed) and field == "order_id" and params.client_order_id is not None:
         field = "client_order_id"
     value = msgspec.to_builtins(params)
     for part in field.split("."):
@@ -136,6 +159,19 @@ def _rejection(event: Rejected, params: msgspec.Struct) -> CallError:
         event.reason, f"{reason}: {field} {value} (allowed: {event.allowed})", field=field, value=value,
         allowed=event.allowed,
     )  # fmt: skip
+
+
+async def _answer(session: Session, command: AnyCommand, params: msgspec.Struct) -> AnyEvent:
+    """Return what the command was answered with.
+
+    Raises:
+        CallError: it was refused, or its outcome is unknown.
+    """
+    record = await session.exchange.submit(command)
+    answer = record.events[0]
+    if isinstance(answer, Rejected):
+        raise _rejection(answer, params)
+    return answer
 
 
 def _whole(field: str, text: str, convert: Callable[[str, int], int], step: int, shown: str) -> int:
@@ -148,84 +184,200 @@ def _whole(field: str, text: str, convert: Callable[[str, int], int], step: int,
     return number
 
 
+class _Units:
+    """Reads GPUs and prices of a class."""
+
+    def __init__(self, state: State, class_code: str) -> None:
+        lot_eighths = state.lot_eighths.get(class_code)
+        if lot_eighths is None:
+            raise CallError(
+                RejectReason.UNKNOWN_CLASS, f"class {class_code!r} is not of this venue", field="class",
+                value=class_code, allowed="reference.classes",
+            )  # fmt: skip
+        self._lot_eighths = lot_eighths
+        self._tick_micros = state.tick_micros
+
+    def lots(self, field: str, gpus: str) -> int:
+        """Return the lots, or refuse what is no multiple of one."""
+        return _whole(field, gpus, lots_of, self._lot_eighths, gpus_of(1, self._lot_eighths))
+
+    def ticks(self, field: str, price: str) -> int:
+        """Return the ticks, or refuse what is no multiple of one."""
+        return _whole(field, price, ticks_of, self._tick_micros, price_of(1, self._tick_micros))
+
+
+def _hour(field: str, time_ns: int) -> int:
+    if time_ns % HOUR_NS:
+        raise invalid(field, time_ns, f"a full hour, a multiple of {HOUR_NS}")
+    return time_ns // HOUR_NS
+
+
 def _command(session: Session, params: OrderEnter) -> EnterOrder:
-    state = session.exchange.state
-    lot_eighths = state.lot_eighths.get(params.class_code)
-    if lot_eighths is None:
-        raise CallError(
-            RejectReason.UNKNOWN_CLASS, f"class {params.class_code!r} is not of this venue", field="class",
-            value=params.class_code, allowed="reference.classes",
-        )  # fmt: skip
-    if params.delivery_start % HOUR_NS:
-        raise invalid("delivery_start", params.delivery_start, f"a full hour, a multiple of {HOUR_NS}")
-    tick_micros = state.tick_micros
-    lots = _whole("gpus", params.gpus, lots_of, lot_eighths, gpus_of(1, lot_eighths))
-    price_ticks = _whole("price", params.price, ticks_of, tick_micros, price_of(1, tick_micros))
+    units = _Units(session.exchange.state, params.class_code)
     return EnterOrder(
         account=session.account,
         client_order_id=params.client_order_id,
         valid_until_ns=params.valid_until,
         side=params.side,
         class_code=params.class_code,
-        delivery_hour=params.delivery_start // HOUR_NS,
+        delivery_hour=_hour("delivery_start", params.delivery_start),
         hours=params.hours,
-        lots=lots,
-        price_ticks=price_ticks,
+        lots=units.lots("gpus", params.gpus),
+        price_ticks=units.ticks("price", params.price),
+        order_type=params.order_type,
         time_in_force=params.time_in_force,
         expire_ns=params.expire_time,
+        min_lots=units.lots("min_gpus", params.min_gpus),
+        display_lots=units.lots("display_gpus", params.display_gpus),
+        post_only=params.post_only,
+        self_trade=params.self_trade,
+        exclusive_group=params.exclusive_group,
         requirement=params.requirement,
         site=params.site,
+        position=params.position,
         carbon=params.carbon,
+        min_hours=params.min_hours,
     )
 
 
 @method("order.enter", OrderEnter, Scope.TRADE)
 async def _order_enter(session: Session, params: OrderEnter) -> OrderResult:
-    record = await session.exchange.submit(_command(session, params))
-    answer = record.events[0]
-    if isinstance(answer, Rejected):
-        raise _rejection(answer, params)
+    await _answer(session, _command(session, params), params)
     state = session.exchange.state
     return state.order_result(state.account(session.account).by_client_id[params.client_order_id])
 
 
-def _check_one_id(params: OrderNamed) -> None:
+def _named(session: Session, params: OrderNamed) -> OrderState | None:
+    """Return the account's order of that name, if it is known."""
     if bool(params.order_id) == (params.client_order_id is not None):
         allowed = "exactly one of order_id and client_order_id"
         raise invalid("client_order_id", params.client_order_id, allowed)
+    account = session.exchange.state.account(session.account)
+    if params.order_id:
+        return account.orders.get(params.order_id)
+    return account.by_client_id.get(params.client_order_id or "")
+
+
+@method("order.replace", OrderReplace, Scope.TRADE)
+async def _order_replace(session: Session, params: OrderReplace) -> OrderResult:
+    order = _named(session, params)
+    if order is None:
+        raise _rejection(
+            Rejected(RejectReason.UNKNOWN_ORDER, "order_id", "an order that was answered"), params
+        )
+    units = _Units(session.exchange.state, order.command.class_code)
+    # By its number: a client's id may have come to name an order of another class meanwhile.
+    command = ReplaceOrder(
+        account=session.account,
+        order_id=order.order_id,
+        valid_until_ns=params.valid_until,
+        lots=units.lots("gpus", params.gpus),
+        price_ticks=units.ticks("price", params.price),
+    )
+    await _answer(session, command, params)
+    return session.exchange.state.order_result(order)
 
 
 @method("order.cancel", OrderNamed, Scope.TRADE)
 async def _order_cancel(session: Session, params: OrderNamed) -> OrderResult:
-    _check_one_id(params)
+    _named(session, params)
     command = CancelOrder(session.account, params.order_id, params.client_order_id)
-    record = await session.exchange.submit(command)
-    answer = record.events[0]
-    if isinstance(answer, Rejected):
-        raise _rejection(answer, params)
+    answer = await _answer(session, command, params)
     assert isinstance(answer, OrderEnded)
     state = session.exchange.state
     return state.order_result(state.account(session.account).orders[answer.order_id])
 
 
+@method("order.mass_cancel", OrderMassCancel, Scope.TRADE)
+async def _order_mass_cancel(session: Session, params: OrderMassCancel) -> MassCancelResult:
+    start = params.delivery_start
+    hour = None if start is None else _hour("delivery_start", start)
+    answer = await _answer(session, MassCancel(session.account, params.class_code, hour, params.side), params)
+    assert isinstance(answer, OrdersCanceled)
+    return MassCancelResult(answer.orders)
+
+
 @method("order.status", OrderNamed, Scope.READ)
 async def _order_status(session: Session, params: OrderNamed) -> OrderResult:
-    _check_one_id(params)
-    state = session.exchange.state
-    account = state.account(session.account)
-    if params.order_id:
-        order = account.orders.get(params.order_id)
-    else:
-        order = account.by_client_id.get(params.client_order_id or "")
+    order = _named(session, params)
     if order is None:
         raise CallError(DoorError.NOT_FOUND, "the account entered no such order")
-    return state.order_result(order)
+    return session.exchange.state.order_result(order)
 
 
 @method("order.open", NoParams, Scope.READ)
 async def _order_open(session: Session, _params: NoParams) -> list[OrderResult]:
     state = session.exchange.state
     return [state.order_result(order) for order in state.account(session.account).open_orders.values()]
+
+
+# -- standing offers -----------------------------------------------------------------------------------
+
+
+def _curve(units: _Units, prices: tuple[str, ...]) -> tuple[int, ...]:
+    return tuple(units.ticks("price_curve", price) for price in prices)
+
+
+@method("offer.enter", OfferEnter, Scope.TRADE)
+async def _offer_enter(session: Session, params: OfferEnter) -> OfferResult:
+    state = session.exchange.state
+    units = _Units(state, params.class_code)
+    command = EnterStandingOffer(
+        account=session.account,
+        name=params.name,
+        valid_until_ns=params.valid_until,
+        side=params.side,
+        class_code=params.class_code,
+        from_hour=_hour("from", params.from_time),
+        until_hour=_hour("until", params.until_time),
+        hours=params.hours,
+        lots=units.lots("gpus", params.gpus),
+        price_curve=_curve(units, params.price_curve),
+        requirement=params.requirement,
+        site=params.site,
+        carbon=params.carbon,
+        min_hours=params.min_hours,
+    )
+    answer = await _answer(session, command, params)
+    assert isinstance(answer, StandingOfferEntered)
+    return state.offer_result(state.account(session.account).offers[answer.offer_id])
+
+
+def _own_offer(session: Session, params: OfferReplace | OfferNamed) -> OfferState:
+    offer = session.exchange.state.account(session.account).offers.get(params.offer_id)
+    if offer is None:
+        raise _rejection(Rejected(RejectReason.UNKNOWN_OFFER, "offer_id", "an offer of the account"), params)
+    return offer
+
+
+@method("offer.replace", OfferReplace, Scope.TRADE)
+async def _offer_replace(session: Session, params: OfferReplace) -> OfferResult:
+    offer = _own_offer(session, params)
+    units = _Units(session.exchange.state, offer.command.class_code)
+    command = ReplaceStandingOffer(
+        account=session.account,
+        offer_id=params.offer_id,
+        valid_until_ns=params.valid_until,
+        lots=units.lots("gpus", params.gpus),
+        price_curve=_curve(units, params.price_curve),
+    )
+    await _answer(session, command, params)
+    return session.exchange.state.offer_result(offer)
+
+
+@method("offer.cancel", OfferNamed, Scope.TRADE)
+async def _offer_cancel(session: Session, params: OfferNamed) -> OfferResult:
+    offer = _own_offer(session, params)
+    await _answer(session, CancelStandingOffer(session.account, params.offer_id), params)
+    return session.exchange.state.offer_result(offer)
+
+
+@method("offer.open", NoParams, Scope.READ)
+async def _offer_open(session: Session, _params: NoParams) -> list[OfferResult]:
+    """Offers that still list, or of which an order is open."""
+    state = session.exchange.state
+    offers = state.account(session.account).offers.values()
+    return [state.offer_result(one) for one in offers if one.end_reason is None or one.open_orders]
 
 
 # -- account -------------------------------------------------------------------------------------------
@@ -243,23 +395,34 @@ async def _account_fills(session: Session, params: FillsSince) -> Any:
     return fills[first : first + params.limit]
 
 
+def _site_row(state: State, site: CertifySite) -> dict[str, Any]:
+    lot = state.lot_eighths[site.class_code]
+    return {
+        "site": site.site,
+        "account": site.account,
+        "zone": site.zone,
+        "class": site.class_code,
+        "gpus": gpus_of(site.capacity_lots, lot),
+        "carbon": site.carbon,
+        "security": site.security,
+        "from": site.from_hour * HOUR_NS,
+        "until": site.until_hour * HOUR_NS,
+        # Where two name an hour, the later one holds.
+        "deratings": [
+            {
+                "from": one.from_hour * HOUR_NS,
+                "until": one.until_hour * HOUR_NS,
+                "gpus": gpus_of(one.capacity_lots, lot),
+            }
+            for one in state.deratings.get(site.site, [])
+        ],
+    }
+
+
 @method("account.sites", NoParams, Scope.READ)
 async def _account_sites(session: Session, _params: NoParams) -> Any:
     state = session.exchange.state
-    return [
-        {
-            "site": site.site,
-            "zone": site.zone,
-            "class": site.class_code,
-            "gpus": gpus_of(site.capacity_lots, state.lot_eighths[site.class_code]),
-            "carbon": site.carbon,
-            "security": site.security,
-            "from": site.from_hour * HOUR_NS,
-            "until": site.until_hour * HOUR_NS,
-        }
-        for site in state.sites.values()
-        if site.account == session.account
-    ]
+    return [_site_row(state, site) for site in state.sites.values() if site.account == session.account]
 
 
 # -- reference and market data -------------------------------------------------------------------------
@@ -316,8 +479,8 @@ async def _market_subscribe(session: Session, params: Channels) -> Any:
         elif name in {"orders", "fills"}:
             session.need(Scope.READ, name)
             channel = private_channel(name, session.account)
-        elif name != "trades":
-            raise invalid("channels", name, "book.CONTRACT, trades, orders, fills")
+        elif name not in PUBLIC_CHANNELS:
+            raise invalid("channels", name, "book.CONTRACT, trades, status, auction, orders, fills")
         if channel not in session.channels and len(session.channels) >= CHANNELS_MAX:
             raise invalid("channels", name, f"at most {CHANNELS_MAX} channels a session")
         session.join(channel)
@@ -362,6 +525,12 @@ async def _operator_submit(session: Session, params: OperatorSubmit) -> Any:
     if isinstance(answer, Rejected):
         raise _rejection(answer, command)
     return {"sequence": record.sequence, "event": answer}
+
+
+@method("venue.sites", NoParams, admin=True)
+async def _venue_sites(session: Session, _params: NoParams) -> Any:
+    state = session.exchange.state
+    return [_site_row(state, site) for site in state.sites.values()]
 
 
 @method("clock.set", ClockSet, admin=True)

@@ -18,12 +18,10 @@ from exchange.folder import DataFolder, FolderError
 from exchange.link import CoreLink
 from exchange.log import LogError, read_records
 from exchange.process import end_with_supervisor
-from exchange.quantity import gpus_of, price_of
-from gateway.feeds import level_row, notification, private_channel
+from gateway.feeds import PUBLIC_CHANNELS, level_row, notification, private_channel, told_to_all
 from gateway.methods import METHODS
 from gateway.session import Exchange, Session
 from gateway.state import OrderState, State
-from schemas.events import Traded, trades_of
 from schemas.records import Record, decoded
 from schemas.wire import Fill
 
@@ -75,23 +73,11 @@ class Gateway:
             else:
                 # Older changes that were not sent yet must not overwrite the snapshot of who comes next.
                 self._changed.pop(contract, None)
-        if "trades" in self.exchange.channels:
+        if any(channel in self.exchange.channels for channel in PUBLIC_CHANNELS):
             for event in known.events:
-                for trade in trades_of(event):
-                    self._outbox.setdefault("trades", []).append(
-                        notification("trades", self._shown(trade, known.time_ns))
-                    )
-
-    def _shown(self, trade: Traded, time_ns: int) -> dict[str, Any]:
-        return {
-            "trade_id": trade.trade_id,
-            "contract": symbol(trade.class_code, trade.delivery_hour),
-            "price": price_of(trade.price_ticks, self.state.tick_micros),
-            "gpus": gpus_of(trade.lots, self.state.lot_eighths[trade.class_code]),
-            "taker": trade.taker,
-            "block": trade.block != 0,
-            "time": time_ns,
-        }
+                for channel, data in told_to_all(self.state, event):
+                    if channel in self.exchange.channels:
+                        self._outbox.setdefault(channel, []).append(notification(channel, data))
 
     def _on_fill(self, account: int, fill: Fill) -> None:
         self._private("fills", account, fill)

@@ -9,13 +9,15 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta, Struct, field
 
-from schemas.commands import AnyCommand, Requirement, Scope, Side, TimeInForce
+from schemas.commands import AnyCommand, OrderType, Requirement, Scope, SelfTrade, Side, TimeInForce
 
 TimeNs = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Decimal = Annotated[str, Meta(pattern=r"^[0-9]{1,18}(\.[0-9]{1,6})?$(?!\n)")]  # $ allows a line end after it
 Id = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Text = Annotated[str, Meta(min_length=1, max_length=40, pattern="^[ -~]+$")]
 Base64 = Annotated[str, Meta(min_length=1, max_length=200)]
+Hours = Annotated[int, Meta(ge=1, le=744)]
+Curve = Annotated[tuple[Decimal, ...], Meta(max_length=168)]
 
 
 class Wire(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -88,21 +90,29 @@ class SessionLogin(Wire, frozen=True):
 
 
 class OrderEnter(Wire, frozen=True, kw_only=True):
-    """`order.enter`."""
+    """`order.enter`: the terms of `EnterOrder`. A market order has no price."""
 
     client_order_id: Text
     valid_until: TimeNs
     side: Side
     class_code: Text = field(name="class")
     delivery_start: TimeNs
-    hours: Annotated[int, Meta(ge=1, le=744)] = 1
+    hours: Hours = 1
     gpus: Decimal
-    price: Decimal
+    price: Decimal = "0"
+    order_type: OrderType = OrderType.LIMIT
     time_in_force: TimeInForce = TimeInForce.GTC
     expire_time: TimeNs = 0
+    min_gpus: Decimal = "0"
+    display_gpus: Decimal = "0"
+    post_only: bool = False
+    self_trade: SelfTrade = SelfTrade.CANCEL_TAKER
+    exclusive_group: Text | None = None
     requirement: Requirement | None = None
     site: Id = 0
+    position: Id = 0
     carbon: Text | None = None
+    min_hours: Annotated[int, Meta(ge=0, le=744)] = 0
 
 
 class OrderNamed(Wire, frozen=True):
@@ -110,6 +120,58 @@ class OrderNamed(Wire, frozen=True):
 
     order_id: Id = 0
     client_order_id: Text | None = None
+
+
+class OrderReplace(OrderNamed, frozen=True, kw_only=True):
+    """`order.replace`: `gpus` is the new total, what is filled included."""
+
+    valid_until: TimeNs
+    gpus: Decimal
+    price: Decimal
+
+
+class OrderMassCancel(Wire, frozen=True, kw_only=True):
+    """`order.mass_cancel`: every open order, or those of a class, of a delivery hour, of a side."""
+
+    class_code: Text | None = field(default=None, name="class")
+    delivery_start: TimeNs | None = None
+    side: Side | None = None
+
+
+class OfferEnter(Wire, frozen=True, kw_only=True):
+    """`offer.enter`: an order for every hour from `from` to before `until`, as it enters the horizon.
+
+    `price_curve` has 1, 24 or 168 prices by UTC hour of the week from Monday 00:00; 0 lists nothing then.
+    """
+
+    name: Text
+    valid_until: TimeNs
+    side: Side
+    class_code: Text = field(name="class")
+    from_time: TimeNs = field(name="from")
+    until_time: TimeNs = field(name="until")
+    hours: Hours = 1
+    gpus: Decimal
+    price_curve: Curve
+    requirement: Requirement | None = None
+    site: Id = 0
+    carbon: Text | None = None
+    min_hours: Annotated[int, Meta(ge=0, le=744)] = 0
+
+
+class OfferReplace(Wire, frozen=True, kw_only=True):
+    """`offer.replace`: other GPUs and prices; what it listed ends and is listed anew."""
+
+    offer_id: Id
+    valid_until: TimeNs
+    gpus: Decimal
+    price_curve: Curve
+
+
+class OfferNamed(Wire, frozen=True):
+    """`offer.cancel`."""
+
+    offer_id: Id
 
 
 class FillsSince(Wire, frozen=True):
@@ -120,7 +182,10 @@ class FillsSince(Wire, frozen=True):
 
 
 class Channels(Wire, frozen=True):
-    """`market.subscribe`, `market.unsubscribe`: `book.CONTRACT`, `trades`, `orders`, `fills`."""
+    """`market.subscribe`, `market.unsubscribe`.
+
+    `book.CONTRACT`, `trades`, `status`, `auction`; after a login `orders`, `fills`.
+    """
 
     channels: Annotated[tuple[Annotated[str, Meta(max_length=80)], ...], Meta(max_length=100)]
 
@@ -148,20 +213,83 @@ class NoParams(Wire, frozen=True):
     """Params of methods that take none."""
 
 
+ContractPhase = Literal["pre_open", "call", "clearing", "continuous", "halted", "closed"]
+"""What a contract takes; `closed` after its gate."""
+
+
 class OrderResult(Wire, frozen=True, kw_only=True):
-    """State of an order. `status`: open, filled, canceled."""
+    """State of an order: its terms now, what became of it, what its contract takes.
+
+    `gpus` is the total, which replaces and cuts change; a market order has no price. An iceberg has
+    `shown_gpus`. A run has `run_gpus`, what is open of it hour by hour from its first; its `filled_gpus` and
+    `leaves_gpus` are GPU-hours. An order that a standing offer listed has `offer_id` and no client id.
+    `phase` is that of its contract; of several hours the first that is not yet closed and not continuous
+    counts.
+    """
 
     order_id: int
     client_order_id: str
     status: Literal["open", "filled", "canceled"]
+    side: Side
+    class_code: str = field(name="class")
+    delivery_start: int
+    hours: int = 1
+    gpus: str
+    price: str | None = None
     filled_gpus: str
     leaves_gpus: str
+    shown_gpus: str | None = None
+    run_gpus: tuple[str, ...] = ()
+    exclusive_group: str | None = None
+    offer_id: int = 0
+    phase: ContractPhase
     end_reason: str | None = None
     fills: tuple["Fill", ...] = ()
 
 
+class MassCancelResult(Wire, frozen=True):
+    """So many orders ended."""
+
+    orders: int
+
+
+class SkippedHour(Wire, frozen=True, kw_only=True):
+    """An hour that a standing offer could not list; `reason` is a number of `RejectReason`."""
+
+    delivery_start: int
+    reason: int
+    field: str
+    allowed: str
+
+
+class OfferResult(Wire, frozen=True, kw_only=True):
+    """State of a standing offer. `listed_until`: hours before it were listed or skipped, 0: none yet.
+
+    `open_orders` of those that it listed are open. `skipped` are the hours still to be delivered that were
+    refused when they were listed.
+    """
+
+    offer_id: int
+    name: str
+    status: Literal["listing", "ended"]
+    side: Side
+    class_code: str = field(name="class")
+    from_time: int = field(name="from")
+    until_time: int = field(name="until")
+    hours: int = 1
+    gpus: str
+    price_curve: tuple[str, ...]
+    listed_until: int = 0
+    open_orders: int = 0
+    skipped: tuple[SkippedHour, ...] = ()
+    end_reason: str | None = None
+
+
 class Fill(Wire, frozen=True, kw_only=True):
-    """One side of a trade, one hour: what an account bought or sold."""
+    """One side of a trade, one hour: what an account bought or sold.
+
+    `position` is the trade whose GPUs a seller resold.
+    """
 
     trade_id: int
     order_id: int
@@ -174,6 +302,7 @@ class Fill(Wire, frozen=True, kw_only=True):
     fee: str
     site: int
     block: int = 0
+    position: int = 0
     time: int
 
 

@@ -4,7 +4,7 @@ import asyncio
 import base64
 import errno
 import itertools
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Collection
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -12,9 +12,25 @@ import aiohttp
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from schemas.commands import OperatorCommand
+from schemas.commands import OperatorCommand, Side
 from schemas.reasons import DoorError, RejectReason
-from schemas.wire import Fill, Funds, LoginResult, OrderEnter, OrderNamed, OrderResult, RpcError, VenueTime
+from schemas.wire import (
+    Fill,
+    Funds,
+    LoginResult,
+    MassCancelResult,
+    OfferEnter,
+    OfferNamed,
+    OfferReplace,
+    OfferResult,
+    OrderEnter,
+    OrderMassCancel,
+    OrderNamed,
+    OrderReplace,
+    OrderResult,
+    RpcError,
+    VenueTime,
+)
 
 T = TypeVar("T")
 
@@ -186,33 +202,75 @@ class Client:
             RefusedError: the exchange refused it.
             LostError: the exchange stayed away.
         """
-        entered_before = False
-        for _ in range(ATTEMPTS):
-            try:
-                return await self.call("order.enter", order, OrderResult)
-            except LostError:
-                entered_before = True
-                await self._again()
-            except RefusedError as refusal:
-                if refusal.code == RejectReason.COMMAND_EXPIRED and entered_before:
-                    return await self.status(order.client_order_id)
-                if refusal.code not in (
-                    DoorError.OUTCOME_UNKNOWN,
-                    DoorError.BUSY,
-                    DoorError.TOO_MANY_IN_FLIGHT,
-                ):
-                    raise
-                entered_before = entered_before or refusal.code == DoorError.OUTCOME_UNKNOWN
-                await asyncio.sleep(RECONNECT_SECONDS)
-        raise LostError("the exchange stayed away")
+        return await self._resolved(
+            lambda: self.call("order.enter", order, OrderResult),
+            {RejectReason.COMMAND_EXPIRED},
+            lambda: self.status(order.client_order_id),
+        )
+
+    async def replace(self, change: OrderReplace) -> OrderResult:
+        """Give an open order another total and price; after a lost connection, find out what became of it.
+
+        A repeat changes nothing more: total and price are the order's own by then, or it has ended.
+
+        Raises:
+            RefusedError: the exchange refused it; the order is as it was.
+            LostError: the exchange stayed away.
+        """
+        named = OrderNamed(change.order_id, change.client_order_id)
+        return await self._resolved(
+            lambda: self.call("order.replace", change, OrderResult),
+            {RejectReason.NOTHING_TO_CHANGE, RejectReason.UNKNOWN_ORDER, RejectReason.COMMAND_EXPIRED},
+            lambda: self.ask("order.status", named, OrderResult),
+        )
 
     async def cancel(self, client_order_id: str) -> OrderResult:
         """Cancel what is open of an order."""
         return await self.call("order.cancel", OrderNamed(client_order_id=client_order_id), OrderResult)
 
+    async def mass_cancel(
+        self, class_code: str | None = None, delivery_start: int | None = None, side: Side | None = None
+    ) -> int:
+        """Cancel every open order, or those of a class, of a delivery hour, of a side; return how many."""
+        named = OrderMassCancel(class_code=class_code, delivery_start=delivery_start, side=side)
+        return (await self.call("order.mass_cancel", named, MassCancelResult)).orders
+
     async def status(self, client_order_id: str) -> OrderResult:
         """Return what became of an order."""
         return await self.ask("order.status", OrderNamed(client_order_id=client_order_id), OrderResult)
+
+    async def open_orders(self) -> list[OrderResult]:
+        """Return the account's open orders."""
+        return await self.ask("order.open", None, list[OrderResult])
+
+    async def enter_offer(self, offer: OfferEnter) -> OfferResult:
+        """Enter a standing offer; after a lost connection, find by its name what became of it.
+
+        Raises:
+            RefusedError: the exchange refused it.
+            LostError: the exchange stayed away.
+        """
+
+        async def found() -> OfferResult | None:
+            return next((one for one in reversed(await self.offers()) if one.name == offer.name), None)
+
+        return await self._resolved(
+            lambda: self.call("offer.enter", offer, OfferResult),
+            {RejectReason.DUPLICATE_OFFER, RejectReason.COMMAND_EXPIRED},
+            found,
+        )
+
+    async def replace_offer(self, change: OfferReplace) -> OfferResult:
+        """Give a standing offer other GPUs and prices: what it listed ends and is listed anew."""
+        return await self.call("offer.replace", change, OfferResult)
+
+    async def cancel_offer(self, offer_id: int) -> OfferResult:
+        """Withdraw a standing offer and every open order that it listed."""
+        return await self.call("offer.cancel", OfferNamed(offer_id), OfferResult)
+
+    async def offers(self) -> list[OfferResult]:
+        """Return the standing offers that still list, or of which an order is open."""
+        return await self.ask("offer.open", None, list[OfferResult])
 
     async def fills(self) -> list[Fill]:
         """Return all fills of the account, oldest first."""
@@ -235,6 +293,37 @@ class Client:
     async def operate(self, command: OperatorCommand) -> Any:
         """Submit a signed operator's command at the admin door."""
         return await self.call("operator.submit", {"command": command})
+
+    async def _resolved(
+        self,
+        call: Callable[[], Awaitable[T]],
+        done: Collection[RejectReason],
+        found: Callable[[], Awaitable[T | None]],
+    ) -> T:
+        """Repeat a call until its outcome is known.
+
+        A refusal of a repeat for one of the reasons in `done` means that an earlier call may have been
+        taken; `found` then tells what became of it, if it was.
+        """
+        repeated = False
+        for _ in range(ATTEMPTS):
+            try:
+                return await call()
+            except LostError:
+                repeated = True
+                await self._again()
+            except RefusedError as refusal:
+                if repeated and refusal.code in done and (known := await found()) is not None:
+                    return known
+                if refusal.code not in (
+                    DoorError.OUTCOME_UNKNOWN,
+                    DoorError.BUSY,
+                    DoorError.TOO_MANY_IN_FLIGHT,
+                ):
+                    raise
+                repeated = repeated or refusal.code == DoorError.OUTCOME_UNKNOWN
+                await asyncio.sleep(RECONNECT_SECONDS)
+        raise LostError("the exchange stayed away")
 
     def _drop(self, connection: _Connection) -> None:
         """Forget a connection that failed, though it may not know yet that it is closed."""
