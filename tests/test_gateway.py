@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -24,7 +24,7 @@ from websockets.typing import Origin
 
 from exchange.contract import HOUR_NS
 from exchange.folder import DataFolder
-from exchange.link import CoreLink, CoreLostError
+from exchange.link import BusyError, CoreLink, CoreLostError
 from gateway.client import RefusedError
 from gateway.methods import METHODS
 from gateway.server import TICK_SECONDS, Gateway
@@ -33,18 +33,56 @@ from schemas.authority import signed
 from schemas.codec import encode
 from schemas.commands import (
     AnyCommand,
+    CancelStandingOffer,
+    CellPrice,
     CertifySite,
     Deposit,
+    DerateSite,
+    EndCall,
     EnterOrder,
+    EnterStandingOffer,
+    ListStandingOffer,
+    MassCancel,
+    OrderType,
+    PostSettlement,
+    ProposeClearing,
+    ReplaceOrder,
+    ReplaceStandingOffer,
     Requirement,
+    RetryBlock,
     Scope,
+    SelfTrade,
     Side,
     Tick,
+    TimeInForce,
 )
-from schemas.events import AnyEvent, EndReason, EraOpened, OrderAccepted, OrderEnded, Traded
+from schemas.events import (
+    AnyEvent,
+    BlockTraded,
+    CallCleared,
+    ContractClosed,
+    EndReason,
+    EraOpened,
+    ListingSkipped,
+    OrderAccepted,
+    OrderEnded,
+    OrderListed,
+    OrderReduced,
+    OrderReplaced,
+    Phase,
+    PhaseChanged,
+    SiteCertified,
+    SiteDerated,
+    StandingOfferEnded,
+    StandingOfferEntered,
+    StandingOfferListed,
+    StandingOfferReplaced,
+    Traded,
+)
 from schemas.reasons import DoorError, RejectReason
-from schemas.records import Record
-from schemas.wire import Fill, Funds, OrderResult
+from schemas.records import Decoded, Record
+from schemas.venue import CallRules
+from schemas.wire import Fill, Funds, OrderEnter, OrderResult
 from tests.exchange_fixture import (
     REQUIREMENT,
     VALID_UNTIL,
@@ -769,6 +807,7 @@ class Desk:
     def __init__(self) -> None:
         self.gateway = Gateway(DataFolder(Path("nowhere")))
         self.exchange = self.gateway.exchange
+        self.time_ns = START_NS
 
     def session(self) -> tuple[Session, list[Any]]:
         heard: list[Any] = []
@@ -778,22 +817,36 @@ class Desk:
         """Give the gateway the next durable record."""
         parts = [msgspec.Raw(encode(part)) for part in (command, *events)]
         sequence = self.gateway.state.sequence + 1
-        self.gateway._on_record(Record(sequence, START_NS, bytes(16), parts[0], tuple(parts[1:])))
+        self.gateway._on_record(Record(sequence, self.time_ns, bytes(16), parts[0], tuple(parts[1:])))
 
-    def bid(self, order_id: int, hour: int, lots: int = 1) -> EnterOrder:
+    def bid(self, order_id: int, hour: int, lots: int = 1) -> None:
         """Give the gateway a bid that rests, all at the same level."""
-        command = EnterOrder(
-            account=1, client_order_id=f"o{order_id}", valid_until_ns=0, side=Side.BUY, class_code="H100-SXM",
-            delivery_hour=hour, lots=lots, price_ticks=1000, requirement=Requirement(**REQUIREMENT),
-        )  # fmt: skip
-        self.take(command, OrderAccepted(order_id, 0))
-        return command
+        self.take(bid_command(order_id, hour, lots=lots), OrderAccepted(order_id, 0))
 
     async def publish(self) -> None:
         """Let the gateway publish what changed, once."""
         publishing = asyncio.create_task(self.gateway.publish())
         await asyncio.sleep(1.5 * TICK_SECONDS)
         publishing.cancel()
+
+
+def bid_command(order_id: int, hour: int, **changes: Any) -> EnterOrder:
+    fields: dict[str, Any] = {
+        "account": 1, "client_order_id": f"o{order_id}", "valid_until_ns": 0, "side": Side.BUY,
+        "class_code": "H100-SXM", "delivery_hour": hour, "lots": 1, "price_ticks": 1000,
+        "requirement": Requirement(**REQUIREMENT),
+    }  # fmt: skip
+    return EnterOrder(**{**fields, **changes})
+
+
+def offer(desk: Desk, offer_id: int, account: int = 1) -> None:
+    """Give the gateway a standing bid for three hours."""
+    command = EnterStandingOffer(
+        account=account, name=f"n{offer_id}", valid_until_ns=0, side=Side.BUY, class_code="H100-SXM",
+        from_hour=FIRST_HOUR, until_hour=FIRST_HOUR + 3, lots=2, price_curve=(1000, 0),
+        requirement=Requirement(**REQUIREMENT),
+    )  # fmt: skip
+    desk.take(command, StandingOfferEntered(offer_id, account))
 
 
 @pytest.fixture
@@ -893,16 +946,17 @@ async def test_a_session_listens_to_a_bounded_number_of_channels(desk: Desk) -> 
     assert "result" in heard.pop()
 
 
+def leg(trade_id: int, hour: int, lots: int, **changes: Any) -> Traded:
+    fields: dict[str, Any] = {
+        "trade_id": trade_id, "class_code": "H100-SXM", "delivery_hour": hour, "price_ticks": 1000,
+        "lots": lots, "taker": Side.BUY, "buyer": 1, "seller": 1, "site": 1, "notional_micros": 0,
+    }  # fmt: skip
+    return Traded(**{**fields, **changes})
+
+
 def trade(desk: Desk, trade_id: int, bid_order_id: int, ask_order_id: int) -> None:
     """Match one lot of each order."""
-    desk.take(
-        Tick(),
-        Traded(
-            trade_id=trade_id, class_code="H100-SXM", delivery_hour=FIRST_HOUR, price_ticks=1000, lots=1,
-            taker=Side.BUY, bid_order_id=bid_order_id, ask_order_id=ask_order_id, buyer=1, seller=1, site=1,
-            notional_micros=0,
-        ),
-    )  # fmt: skip
+    desk.take(Tick(), leg(trade_id, FIRST_HOUR, 1, bid_order_id=bid_order_id, ask_order_id=ask_order_id))
 
 
 async def test_without_a_listener_no_trade_is_encoded(desk: Desk) -> None:
@@ -941,6 +995,396 @@ async def test_an_order_is_open_until_it_is_filled_or_ended_and_fills_are_told_f
     ):
         await one.receive(call_text("account.fills", {"since": since, "limit": limit}))
         assert [fill["trade_id"] for fill in heard[-1]["result"]] == found
+
+
+class Listening:
+    """A way to the core that keeps what is submitted, and takes nothing."""
+
+    def __init__(self) -> None:
+        self.commands: list[AnyCommand] = []
+
+    async def submit(self, command: AnyCommand) -> Decoded:
+        self.commands.append(command)
+        raise BusyError
+
+
+@pytest.fixture
+def reader(desk: Desk) -> "Reader":
+    return Reader(desk, 1)
+
+
+class Reader:
+    """A session of an account at the desk, with every scope."""
+
+    def __init__(self, desk: Desk, account: int) -> None:
+        self.session, self.heard = desk.session()
+        self.session.account, self.session.scopes = account, (Scope.READ, Scope.TRADE)
+
+    async def call(self, method: str, params: Any = None) -> Any:
+        await self.session.receive(call_text(method, params))
+        return self.heard.pop()
+
+    async def status(self, order_id: int) -> dict[str, Any]:
+        answer = await self.call("order.status", {"order_id": order_id})
+        found: dict[str, Any] = answer["result"]
+        return found
+
+
+async def test_every_term_of_an_order_reaches_the_core(desk: Desk, reader: Reader) -> None:
+    core = Listening()
+    desk.exchange.link = cast(CoreLink, core)
+    terms = {
+        "client_order_id": "all", "valid_until": 5, "side": "sell", "class": "T4",
+        "delivery_start": FIRST_HOUR * HOUR_NS, "hours": 3, "gpus": "1.5", "price": "0.02",
+        "order_type": "market", "time_in_force": "gtd", "expire_time": 6, "min_gpus": "0.125",
+        "display_gpus": "0.25", "post_only": True, "self_trade": "cancel_both", "exclusive_group": "g",
+        "requirement": REQUIREMENT, "site": 7, "position": 8, "carbon": "E", "min_hours": 2,
+    }  # fmt: skip
+    assert code_of(await reader.call("order.enter", terms)) == DoorError.BUSY
+    assert core.commands == [
+        EnterOrder(
+            account=1, client_order_id="all", valid_until_ns=5, side=Side.SELL, class_code="T4",
+            delivery_hour=FIRST_HOUR, hours=3, lots=12, price_ticks=2, order_type=OrderType.MARKET,
+            time_in_force=TimeInForce.GTD, expire_ns=6, min_lots=1, display_lots=2, post_only=True,
+            self_trade=SelfTrade.CANCEL_BOTH, exclusive_group="g", requirement=Requirement(**REQUIREMENT),
+            site=7, position=8, carbon="E", min_hours=2,
+        )
+    ]  # fmt: skip
+    fields = {one.encode_name for one in msgspec.structs.fields(OrderEnter)}
+    assert fields == set(terms), "a term that is not tried here"
+    for sent, least in ((terms, EnterOrder), (OFFER, EnterStandingOffer)):
+        core.commands.clear()
+        required = {k: v for k, v in sent.items() if k not in OPTIONAL}
+        await reader.call("order.enter" if least is EnterOrder else "offer.enter", required)
+        (command,) = core.commands
+        for one in msgspec.structs.fields(least):
+            # What is not sent is the command's own default.
+            if not one.required:
+                assert getattr(command, one.name) == one.default, one.name
+
+
+OPTIONAL = {
+    "hours", "price", "order_type", "time_in_force", "expire_time", "min_gpus", "display_gpus", "post_only",
+    "self_trade", "exclusive_group", "requirement", "site", "position", "carbon", "min_hours",
+}  # fmt: skip
+OFFER = {
+    "name": "daily", "valid_until": 5, "side": "sell", "class": "H100-SXM", "from": FIRST_HOUR * HOUR_NS,
+    "until": (FIRST_HOUR + 48) * HOUR_NS, "hours": 4, "gpus": "3", "price_curve": ["10.01"] * 23 + ["0"],
+    "requirement": REQUIREMENT, "site": 7, "carbon": "D", "min_hours": 2,
+}  # fmt: skip
+
+
+async def test_changes_cancels_and_standing_offers_reach_the_core(desk: Desk, reader: Reader) -> None:
+    core = Listening()
+    desk.exchange.link = cast(CoreLink, core)
+    desk.bid(4, FIRST_HOUR)
+    offer(desk, 9)
+    other = {"valid_until": 6, "gpus": "2", "price": "11"}
+    changed = {"offer_id": 9, "valid_until": 6, "gpus": "2", "price_curve": ["11"]}
+    for method, params in (
+        ("order.replace", {"order_id": 4, **other}),
+        ("order.replace", {"client_order_id": "o4", **other}),
+        ("order.mass_cancel", {}),
+        ("order.mass_cancel", {"class": "T4", "delivery_start": 7 * HOUR_NS, "side": "buy"}),
+        ("offer.enter", OFFER),
+        ("offer.replace", changed),
+        ("offer.cancel", {"offer_id": 9}),
+    ):
+        assert code_of(await reader.call(method, params)) == DoorError.BUSY, method
+    replaced = ReplaceOrder(account=1, order_id=4, valid_until_ns=6, lots=2, price_ticks=1100)
+    assert core.commands == [
+        replaced,
+        replaced,
+        MassCancel(1),
+        MassCancel(1, "T4", 7, Side.BUY),
+        EnterStandingOffer(
+            account=1, name="daily", valid_until_ns=5, side=Side.SELL, class_code="H100-SXM",
+            from_hour=FIRST_HOUR, until_hour=FIRST_HOUR + 48, hours=4, lots=3,
+            price_curve=(1001,) * 23 + (0,), requirement=Requirement(**REQUIREMENT), site=7, carbon="D",
+            min_hours=2,
+        ),
+        ReplaceStandingOffer(account=1, offer_id=9, valid_until_ns=6, lots=2, price_curve=(1100,)),
+        CancelStandingOffer(1, 9),
+    ]  # fmt: skip
+
+
+NOT_A_MEMBERS = (
+    Tick(), open_era(), RetryBlock(1), ListStandingOffer(1), EndCall("H100-SXM", FIRST_HOUR),
+    ProposeClearing("H100-SXM", FIRST_HOUR, (), ()),
+    PostSettlement(run=1, trade_id=1, verdict="v", delivered_gpu_ms=0, payment_micros=0, refund_micros=0,
+                   penalty_micros=0, bond_release_micros=0),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("command", NOT_A_MEMBERS, ids=lambda one: type(one).__name__)
+async def test_what_only_the_exchange_itself_submits_comes_through_no_door(
+    desk: Desk, reader: Reader, command: AnyCommand
+) -> None:
+    core = Listening()
+    desk.exchange.link = cast(CoreLink, core)
+    params = {"command": msgspec.to_builtins(command)}
+    assert code_of(await reader.call("operator.submit", params)) == DoorError.INVALID_PARAMS
+    assert core.commands == []
+
+
+@pytest.mark.parametrize(
+    ("method", "params", "code", "field", "value"),
+    [
+        ("order.replace", {"order_id": 4, "gpus": "0.5"}, INVALID, "gpus", "0.5"),
+        ("order.replace", {"order_id": 4, "price": "10.005"}, INVALID, "price", "10.005"),
+        ("order.replace", {"order_id": 4, "client_order_id": "o4"}, INVALID, "client_order_id", "o4"),
+        ("order.replace", {"order_id": 5}, RejectReason.UNKNOWN_ORDER, "order_id", 5),
+        ("order.replace", {"client_order_id": "x"}, RejectReason.UNKNOWN_ORDER, "client_order_id", "x"),
+        ("order.mass_cancel", {"delivery_start": 1}, INVALID, "delivery_start", 1),
+        ("order.mass_cancel", {"side": "both"}, INVALID, "side", "both"),
+        ("offer.enter", {"from": 1}, INVALID, "from", 1),
+        ("offer.enter", {"until": 1}, INVALID, "until", 1),
+        ("offer.enter", {"gpus": "0.5"}, INVALID, "gpus", "0.5"),
+        ("offer.enter", {"price_curve": ["1", "0.001"]}, INVALID, "price_curve", "0.001"),
+        ("offer.enter", {"class": "H200"}, RejectReason.UNKNOWN_CLASS, "class", "H200"),
+        ("offer.replace", {"offer_id": 9, "gpus": "0.5"}, INVALID, "gpus", "0.5"),
+        ("offer.replace", {"offer_id": 9, "price_curve": ["0.001"]}, INVALID, "price_curve", "0.001"),
+        ("offer.replace", {"offer_id": 8}, RejectReason.UNKNOWN_OFFER, "offer_id", 8),
+        ("offer.cancel", {"offer_id": 8}, RejectReason.UNKNOWN_OFFER, "offer_id", 8),
+    ],
+)  # fmt: skip
+async def test_a_change_that_cannot_be_meant_is_refused_at_the_door(
+    desk: Desk, reader: Reader, method: str, params: dict[str, Any], code: int, field: str, value: Any
+) -> None:
+    core = Listening()
+    desk.exchange.link = cast(CoreLink, core)
+    desk.bid(4, FIRST_HOUR)
+    offer(desk, 9)
+    # Another account's are as unknown as none.
+    desk.take(bid_command(5, FIRST_HOUR, account=2), OrderAccepted(5, 0))
+    offer(desk, 8, account=2)
+    usual: dict[str, Any] = {
+        "order.replace": {"valid_until": 6, "gpus": "2", "price": "11"},
+        "offer.enter": OFFER,
+        "offer.replace": {"valid_until": 6, "gpus": "2", "price_curve": ["11"]},
+    }
+    answer = await reader.call(method, {**usual.get(method, {}), **params})
+    assert code_of(answer) == code, answer
+    data = answer["error"]["data"]
+    assert (data["field"], data["value"]) == (field, value)
+    assert data["allowed"]
+    assert core.commands == []
+
+
+def replaced(desk: Desk, order_id: int, lots: int, price_ticks: int, leaves_lots: int) -> None:
+    command = ReplaceOrder(account=1, order_id=order_id, valid_until_ns=0, lots=lots, price_ticks=price_ticks)
+    desk.take(command, OrderReplaced(order_id, 1, lots, price_ticks, leaves_lots, 0))
+
+
+async def test_an_order_shows_its_terms_as_they_are_now(desk: Desk, reader: Reader) -> None:
+    for order_id in (1, 2):
+        desk.bid(order_id, FIRST_HOUR, 5)
+    trade(desk, 1, 1, 2)
+    replaced(desk, 1, 8, 1100, 7)
+    found = await reader.status(1)
+    assert (found["gpus"], found["price"], found["filled_gpus"], found["leaves_gpus"]) == (
+        "8",
+        "11",
+        "1",
+        "7",
+    )
+    desk.take(Tick(), OrderReduced(1, 1, 3, 4, 0, EndReason.GROUP))
+    found = await reader.status(1)
+    assert (found["gpus"], found["leaves_gpus"], found["status"]) == ("5", "4", "open")
+    desk.take(Tick(), OrderEnded(1, 1, 4, 0, EndReason.REPLACED))
+    found = await reader.status(1)
+    assert (found["status"], found["end_reason"], found["leaves_gpus"]) == ("canceled", "replaced", "0")
+
+
+async def test_an_iceberg_tells_its_owner_what_it_shows_and_a_market_order_has_no_price(
+    desk: Desk, reader: Reader
+) -> None:
+    desk.take(bid_command(1, FIRST_HOUR, lots=5, display_lots=2), OrderAccepted(1, 0))
+    assert (await reader.status(1))["shown_gpus"] == "2"
+    desk.bid(2, FIRST_HOUR, 9)
+    trade(desk, 1, 1, 2)
+    assert (await reader.status(1))["shown_gpus"] == "1"
+    assert "shown_gpus" not in await reader.status(2)
+    terms = {"order_type": OrderType.MARKET, "price_ticks": 0, "time_in_force": TimeInForce.IOC}
+    desk.take(bid_command(3, FIRST_HOUR, **terms), OrderAccepted(3, 0))
+    assert "price" not in await reader.status(3)
+
+
+async def test_a_run_tells_hour_by_hour_what_is_open(desk: Desk, reader: Reader) -> None:
+    site = CertifySite(1, 1, "east", "H100-SXM", 9, "D", "S2", 0, FIRST_HOUR + 99)
+    desk.take(site, SiteCertified(1))
+    run = {"side": Side.SELL, "requirement": None, "site": 1, "carbon": "E", "hours": 3, "min_hours": 1}
+    desk.take(bid_command(1, FIRST_HOUR, lots=4, **run), OrderAccepted(1, 0))
+    desk.take(bid_command(2, FIRST_HOUR, account=2, lots=3, hours=2), OrderAccepted(2, 0))
+    legs = tuple(leg(n, FIRST_HOUR + n, 3, bid_order_id=2, ask_order_id=1, block=2) for n in range(2))
+    desk.take(Tick(), BlockTraded(2, 1, legs))
+
+    async def told() -> tuple[Any, ...]:
+        found = await reader.status(1)
+        return found["gpus"], found["filled_gpus"], found["leaves_gpus"], found["run_gpus"]
+
+    assert await told() == ("4", "6", "6", ["1", "1", "4"])
+    desk.take(Tick(), OrderReduced(1, 1, 1, 5, 0, EndReason.CAPACITY, (0, 1, 4)))
+    assert await told() == ("4", "6", "5", ["0", "1", "4"])
+    replaced(desk, 1, 2, 1000, 2)
+    assert await told() == ("2", "6", "2", ["0", "0", "2"])
+    # An hour that is closed does not open again.
+    desk.time_ns = FIRST_HOUR * HOUR_NS
+    replaced(desk, 1, 5, 1000, 8)
+    assert await told() == ("5", "6", "8", ["0", "3", "5"])
+    desk.take(Tick(), OrderEnded(1, 1, 8, 0, EndReason.REQUESTED))
+    assert await told() == ("5", "6", "0", ["0", "0", "0"])
+
+
+async def test_a_standing_offer_tells_what_it_listed_what_it_could_not_and_when_it_ends(
+    desk: Desk, reader: Reader
+) -> None:
+    async def told() -> dict[str, Any]:
+        (found,) = (await reader.call("offer.open"))["result"]
+        assert isinstance(found, dict)
+        return found
+
+    offer(desk, 9)
+    first = await told()
+    assert first == {
+        "offer_id": 9, "name": "n9", "status": "listing", "side": "buy", "class": "H100-SXM",
+        "from": FIRST_HOUR * HOUR_NS, "until": (FIRST_HOUR + 3) * HOUR_NS, "gpus": "2",
+        "price_curve": ["10", "0"],
+    }  # fmt: skip
+    desk.bid(4, FIRST_HOUR)
+    listed = bid_command(5, FIRST_HOUR, client_order_id="n9", valid_until_ns=0, lots=2)
+    skip = ListingSkipped(9, FIRST_HOUR + 1, RejectReason.INSUFFICIENT_FUNDS, "account", "more cash")
+    desk.take(
+        ListStandingOffer(9), StandingOfferListed(9, FIRST_HOUR + 2), OrderListed(5, 9, 0, listed), skip
+    )
+    assert await told() == {
+        **first, "listed_until": (FIRST_HOUR + 2) * HOUR_NS, "open_orders": 1,
+        "skipped": [{"delivery_start": (FIRST_HOUR + 1) * HOUR_NS, "reason": 501, "field": "account",
+                     "allowed": "more cash"}],
+    }  # fmt: skip
+    # What it lists has no client id, not even the offer's name.
+    order = await reader.status(5)
+    assert (order["client_order_id"], order["offer_id"], order["gpus"]) == ("", 9, "2")
+    assert code_of(await reader.call("order.status", {"client_order_id": "n9"})) == DoorError.NOT_FOUND
+    change = ReplaceStandingOffer(account=1, offer_id=9, valid_until_ns=0, lots=3, price_curve=(900,))
+    ended = OrderEnded(5, 1, 2, 0, EndReason.WITHDRAWN)
+    desk.take(change, StandingOfferReplaced(9, 1), ended)
+    assert await told() == {**first, "gpus": "3", "price_curve": ["9"]}
+    again = msgspec.structs.replace(listed, lots=3, price_ticks=900)
+    desk.take(
+        ListStandingOffer(9), StandingOfferListed(9, FIRST_HOUR + 3), OrderListed(6, 9, 0, again),
+        StandingOfferEnded(9, 1, EndReason.EXPIRED),
+    )  # fmt: skip
+    found = await told()
+    assert (found["status"], found["end_reason"], found["open_orders"]) == ("ended", "expired", 1)
+    desk.take(Tick(), OrderEnded(6, 1, 3, 0, EndReason.GATE))
+    assert (await reader.call("offer.open"))["result"] == []
+    assert (await Reader(desk, 2).call("offer.open"))["result"] == []
+
+
+async def test_hours_that_an_offer_skipped_are_told_until_they_are_past(desk: Desk, reader: Reader) -> None:
+    offer(desk, 9)
+    for hour in (FIRST_HOUR, FIRST_HOUR + 1):
+        skip = ListingSkipped(9, hour, RejectReason.INSUFFICIENT_FUNDS)
+        desk.take(ListStandingOffer(9), StandingOfferListed(9, hour + 1), skip)
+    desk.time_ns = (FIRST_HOUR + 1) * HOUR_NS
+    desk.take(ListStandingOffer(9), StandingOfferListed(9, FIRST_HOUR + 3))
+    (found,) = (await reader.call("offer.open"))["result"]
+    assert [one["delivery_start"] for one in found["skipped"]] == [(FIRST_HOUR + 1) * HOUR_NS]
+
+
+async def test_phases_are_told_to_all_and_stand_in_snapshots_and_orders(desk: Desk, reader: Reader) -> None:
+    desk.bid(1, FIRST_HOUR)
+    desk.take(bid_command(2, FIRST_HOUR - 1, hours=3), OrderAccepted(2, 0))
+    name = contract(FIRST_HOUR)
+    await reader.call("market.subscribe", {"channels": ["status"]})
+
+    async def phases() -> tuple[str, ...]:
+        snapshot = await reader.call("market.snapshot", {"contract": name})
+        orders = [(await reader.status(order_id))["phase"] for order_id in (1, 2)]
+        return (snapshot["result"]["phase"], *orders)
+
+    assert await phases() == ("continuous", "continuous", "continuous")
+    for phase in (Phase.HALTED, Phase.CALL, Phase.CLEARING):
+        desk.take(Tick(), PhaseChanged("H100-SXM", FIRST_HOUR, phase))
+        # A block waits for all its hours.
+        assert await phases() == (phase, phase, phase)
+    desk.take(Tick(), PhaseChanged("H100-SXM", FIRST_HOUR, Phase.CONTINUOUS))
+    desk.time_ns = FIRST_HOUR * HOUR_NS
+    desk.take(Tick(), ContractClosed("H100-SXM", FIRST_HOUR))
+    assert await phases() == ("closed", "closed", "continuous")
+    await desk.publish()
+    told = [message["params"]["data"] for message in reader.heard]
+    assert [one["phase"] for one in told] == ["halted", "call", "clearing", "continuous", "closed"]
+    assert {one["contract"] for one in told} == {name}
+
+
+async def test_a_contract_that_opens_with_a_call_has_a_phase_before_anything_is_told_of_it() -> None:
+    desk = Desk()
+    calls = CallRules(opening=True, pre_open_seconds=60, max_seconds=90)
+    venue = msgspec.structs.replace(SMALL_VENUE, horizon_hours=5, calls=calls)
+    desk.take(open_era(venue=venue), EraOpened())
+    now = START_NS // HOUR_NS
+    for hour, after_seconds, phase in (
+        (now + 5, 0, "continuous"),  # it was listed when the first era began
+        (now + 6, 3600, "pre_open"),
+        (now + 6, 3659, "pre_open"),
+        (now + 6, 3660, "call"),
+        (now + 6, 3749, "call"),
+        (now + 6, 3750, "continuous"),
+    ):
+        desk.time_ns = START_NS + after_seconds * 10**9
+        desk.take(Tick())
+        assert desk.gateway.state.phase("H100-SXM", hour) == phase, (hour, after_seconds)
+
+
+async def test_a_clearing_is_told_to_all_and_its_trades_have_no_taker(desk: Desk, reader: Reader) -> None:
+    for order_id in (1, 2):
+        desk.bid(order_id, FIRST_HOUR)
+    await reader.call("market.subscribe", {"channels": ["auction", "trades"]})
+    cleared = CallCleared("H100-SXM", FIRST_HOUR, 1, (CellPrice("east", "D", "S2", 900, 1101, 1000),))
+    desk.take(Tick(), cleared, leg(1, FIRST_HOUR, 1, bid_order_id=1, ask_order_id=2, taker=None))
+    await desk.publish()
+    auction, trade = [message["params"] for message in reader.heard]
+    assert auction == {
+        "channel": "auction",
+        "data": {
+            "contract": contract(FIRST_HOUR), "gpus": "1", "time": START_NS,
+            "prices": [{"cell": {"zone": "east", "carbon": "D", "security": "S2"}, "price": "10",
+                        "lowest": "9", "highest": "11.01"}],
+        },
+    }  # fmt: skip
+    assert (trade["channel"], trade["data"]["taker"]) == ("trades", None)
+
+
+async def test_a_derating_is_told_to_the_site_s_provider_until_it_is_past(desk: Desk, reader: Reader) -> None:
+    desk.take(CertifySite(1, 1, "east", "T4", 80, "D", "S2", 0, FIRST_HOUR + 99), SiteCertified(1))
+    desk.take(DerateSite(1, FIRST_HOUR, FIRST_HOUR + 2, 4), SiteDerated(1))
+    desk.take(DerateSite(1, FIRST_HOUR, FIRST_HOUR + 9, 0), SiteDerated(1))
+
+    async def told() -> list[tuple[int, int, str]]:
+        (site,) = (await reader.call("account.sites"))["result"]
+        return [
+            (one["from"] // HOUR_NS - FIRST_HOUR, one["until"] // HOUR_NS - FIRST_HOUR, one["gpus"])
+            for one in site["deratings"]
+        ]
+
+    assert await told() == [(0, 2, "0.5"), (0, 9, "0")]
+    desk.time_ns = (FIRST_HOUR + 2) * HOUR_NS
+    desk.take(DerateSite(1, FIRST_HOUR + 2, FIRST_HOUR + 3, 8), SiteDerated(1))
+    assert await told() == [(0, 9, "0"), (2, 3, "1")]
+    assert (await Reader(desk, 2).call("account.sites"))["result"] == []
+
+
+async def test_the_trade_that_a_sale_resold_is_told_to_its_seller_alone(desk: Desk, reader: Reader) -> None:
+    desk.bid(1, FIRST_HOUR)
+    site = CertifySite(1, 1, "east", "H100-SXM", 9, "D", "S2", 0, FIRST_HOUR + 99)
+    desk.take(site, SiteCertified(1))
+    sale = {"side": Side.SELL, "requirement": None, "site": 1, "carbon": "E", "position": 77}
+    desk.take(bid_command(2, FIRST_HOUR, **sale), OrderAccepted(2, 0))
+    desk.take(Tick(), leg(78, FIRST_HOUR, 1, bid_order_id=1, ask_order_id=2, position=77))
+    fills = (await reader.call("account.fills"))["result"]
+    assert {fill["side"]: fill.get("position", 0) for fill in fills} == {"buy": 0, "sell": 77}
 
 
 async def test_before_the_first_record_every_method_that_needs_the_venue_is_busy() -> None:
