@@ -1,103 +1,355 @@
-"""The order book of one contract: hourly orders by cell, price and time; resting blocks beside them."""
+"""The order book of one contract, by cell, price and time; sites and their hours; standing offers."""
 
-from collections.abc import Iterator
-from heapq import merge
+from typing import Final
 
-from sortedcontainers import SortedDict, SortedList
+from sortedcontainers import SortedList
 
-from exchange.eligibility import Eligibility
-from exchange.order import Order
-from schemas.commands import Side
+from exchange.contract import HOUR_NS
+from exchange.order import Account, Order
+from exchange.slots import Requirement
+from schemas.commands import CertifySite
+from schemas.venue import AcceleratorClass
 
-Level = dict[int, Order]
-"""The orders of one price in one cell by order id, oldest first."""
+PRE_OPEN: Final = 0
+CALL: Final = 1
+CLEARING: Final = 2
+CONTINUOUS: Final = 3
+HALTED: Final = 4
+
+
+class Level:
+    """The orders of one price in one cell, a queue from the oldest to the newest."""
+
+    __slots__ = ("key", "newest", "oldest")
+
+    def __init__(self, key: int) -> None:
+        self.key = key
+        self.oldest: Order | None = None
+        self.newest: Order | None = None
+
+    def append(self, order: Order) -> None:
+        """Put the order at the end."""
+        last = self.newest
+        order.older = last
+        order.newer = None
+        if last is None:
+            self.oldest = order
+        else:
+            last.newer = order
+        self.newest = order
+        order.level = self
+
+    def unlink(self, order: Order) -> None:
+        """Take the order out."""
+        older, newer = order.older, order.newer
+        if older is None:
+            self.oldest = newer
+        else:
+            older.newer = newer
+        if newer is None:
+            self.newest = older
+        else:
+            newer.older = older
+        order.older = order.newer = order.level = None
 
 
 class CellSide:
-    """One side of one cell: levels best first."""
+    """One side of one cell. A level's key is its price, negative for bids: the least is the best."""
 
-    __slots__ = ("levels", "sign")
+    __slots__ = ("best", "cell", "keys", "levels", "sign")
 
-    def __init__(self, side: Side) -> None:
-        self.sign = 1 if side is Side.SELL else -1
-        self.levels: SortedDict = SortedDict()
+    def __init__(self, cell: int, sign: int) -> None:
+        self.cell = cell
+        self.sign = sign
+        self.levels: dict[int, Level] = {}
+        self.keys: SortedList = SortedList()
+        self.best: Level | None = None
 
     def add(self, order: Order) -> None:
         """Put the order behind those of its price."""
-        key = self.sign * order.command.price_ticks
-        level: Level | None = self.levels.get(key)
+        key = self.sign * order.price
+        best = self.best
+        if best is not None and best.key == key:
+            best.append(order)
+            return
+        level = self.levels.get(key)
         if level is None:
-            self.levels[key] = level = {}
-        level[order.order_id] = order
+            level = Level(key)
+            self.levels[key] = level
+            self.keys.add(key)
+            if best is None or key < best.key:
+                self.best = level
+        level.append(order)
 
     def remove(self, order: Order) -> None:
         """Take the order out."""
-        key = self.sign * order.command.price_ticks
-        level: Level = self.levels[key]
-        del level[order.order_id]
-        if not level:
-            del self.levels[key]
+        level = order.level
+        assert level is not None
+        level.unlink(order)
+        if level.oldest is None:
+            del self.levels[level.key]
+            self.keys.remove(level.key)
+            if level is self.best:
+                self.best = self.levels[self.keys[0]] if self.keys else None
 
-    def orders(self) -> Iterator[tuple[int, int, Order]]:
-        """Yield (signed price, order id, order), best first."""
-        for key, level in self.levels.items():
-            for order in level.values():
-                yield key, order.order_id, order
+    def after(self, level: Level) -> Level | None:
+        """Return the next worse level."""
+        index = self.keys.bisect_right(level.key)
+        return self.levels[self.keys[index]] if index < len(self.keys) else None
+
+    def orders(self) -> list[Order]:
+        """Return what rests, best first."""
+        found: list[Order] = []
+        for key in self.keys:
+            order = self.levels[key].oldest
+            while order is not None:
+                found.append(order)
+                order = order.newer
+        return found
+
+
+class Reference:
+    """A supply cell's reference price: the average of its last lots since its last call, or that call's."""
+
+    __slots__ = ("lots", "ticks", "trades", "value")
+
+    def __init__(self) -> None:
+        self.ticks = 0
+        self.trades: list[tuple[int, int]] = []
+        self.lots = 0
+        self.value = 0
+
+    def trade(self, price: int, lots: int, window: int) -> None:
+        """Take in a trade; the average is over the last `window` lots, rounded down."""
+        self.trades.append((price, lots))
+        self.lots += lots
+        self.value += price * lots
+        while self.lots > window:
+            oldest, count = self.trades[0]
+            out = min(count, self.lots - window)
+            self.lots -= out
+            self.value -= out * oldest
+            if out == count:
+                del self.trades[0]
+            else:
+                self.trades[0] = (oldest, count - out)
+        self.ticks = self.value // self.lots
+
+    def call(self, price: int) -> None:
+        """Take in the price of a call: what was traded before counts no more."""
+        self.trades = []
+        self.lots = 0
+        self.value = 0
+        self.ticks = price
 
 
 class Book:
-    """All that is open in one contract."""
+    """All that is open in one contract, its phase, and the prices that bound it."""
 
-    def __init__(self) -> None:
-        self.sides: dict[Side, dict[int, CellSide]] = {Side.BUY: {}, Side.SELL: {}}
-        self.site_asks: dict[int, SortedList] = {}
-        self.site_lots: dict[int, int] = {}
+    __slots__ = (
+        "asks",
+        "bids",
+        "blocks",
+        "call_hour",
+        "calls_in_hour",
+        "class_code",
+        "collar_high",
+        "collar_low",
+        "collar_stale",
+        "hour",
+        "listed",
+        "phase",
+        "phase_since_ns",
+        "references",
+    )
+
+    def __init__(self, listed: "Class", hour: int) -> None:
+        self.listed = listed
+        self.class_code = listed.code
+        self.hour = hour
+        self.phase = CONTINUOUS
+        self.phase_since_ns = 0
+        self.bids: dict[int, CellSide] = {}
+        self.asks: dict[int, CellSide] = {}
         self.blocks: dict[int, Order] = {}
+        self.references: dict[int, Reference] = {}
+        self.collar_stale = True
+        self.collar_low = 0
+        self.collar_high = 0
+        self.call_hour = 0
+        self.calls_in_hour = 0
 
     def add(self, order: Order) -> None:
-        """Let the order rest; a block rests in the book of each of its hours."""
-        if order.is_block:
-            self.blocks[order.order_id] = order
-            return
-        side = order.command.side
-        cells = self.sides[side]
-        cell = cells.get(order.cell)
-        if cell is None:
-            cells[order.cell] = cell = CellSide(side)
-        cell.add(order)
-        if side is Side.SELL:
-            site = order.command.site
-            self.site_asks.setdefault(site, SortedList()).add(
-                (order.command.price_ticks, order.order_id, order)
-            )
-            self.site_lots[site] = self.site_lots.get(site, 0) + order.leaves_lots
+        """Let an hourly order rest."""
+        sides = self.bids if order.is_bid else self.asks
+        side = sides.get(order.cell)
+        if side is None:
+            side = CellSide(order.cell, -1 if order.is_bid else 1)
+            sides[order.cell] = side
+        side.add(order)
 
     def remove(self, order: Order) -> None:
-        """Take a resting order out."""
-        if order.is_block:
-            del self.blocks[order.order_id]
-            return
-        self.sides[order.command.side][order.cell].remove(order)
-        if order.command.side is Side.SELL:
-            site = order.command.site
-            self.site_asks[site].remove((order.command.price_ticks, order.order_id, order))
-            self.site_lots[site] -= order.leaves_lots
+        """Take a resting hourly order out."""
+        sides = self.bids if order.is_bid else self.asks
+        sides[order.cell].remove(order)
 
-    def take(self, order: Order, lots: int) -> None:
-        """Fill `lots` of a resting hourly order and drop it when nothing is left."""
-        if order.leaves_lots == lots:
-            self.remove(order)
-        elif order.command.side is Side.SELL:
-            self.site_lots[order.command.site] -= lots
-        order.take(lots)
+    def resting(self) -> list[Order]:
+        """Return every hourly order that rests."""
+        found: list[Order] = []
+        for side in self.bids.values():
+            found += side.orders()
+        for side in self.asks.values():
+            found += side.orders()
+        return found
 
-    def makers(self, taker: Order, eligibility: Eligibility) -> Iterator[Order]:
-        """Yield the resting hourly orders that the taker may meet, by price, then time."""
-        if taker.command.side is Side.BUY:
-            table = eligibility.served_by(taker.cell)
-            sides = [side for cell, side in self.sides[Side.SELL].items() if table[cell]]
-        else:
-            bids = self.sides[Side.BUY].items()
-            sides = [side for cell, side in bids if eligibility.served_by(cell)[taker.cell]]
-        for _, _, maker in merge(*(side.orders() for side in sides)):
-            yield maker
+    def reference_ticks(self, cell: int) -> int:
+        """Return the reference price of a supply cell, 0 if there is none."""
+        reference = self.references.get(cell)
+        return self.listed.reference_ticks if reference is None else reference.ticks
+
+
+class SiteHour:
+    """A site's capacity in one hour, and what of it is sold or open."""
+
+    __slots__ = ("asks", "by_price", "capacity", "open_asks", "open_runs", "sold")
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self.sold = 0
+        self.open_asks = 0
+        self.open_runs = 0
+        self.asks: dict[int, Order] = {}
+        self.by_price: list[Order] | None = None
+
+    def add(self, ask: Order) -> None:
+        """Offer an hourly ask here."""
+        self.asks[ask.order_id] = ask
+        self.by_price = None
+
+    def remove(self, ask: Order) -> None:
+        """Offer it no more."""
+        del self.asks[ask.order_id]
+        self.by_price = None
+
+    def best_first(self) -> list[Order]:
+        """Return the hourly asks by price, then time."""
+        found = self.by_price
+        if found is None:
+            found = sorted(self.asks.values(), key=_price_time)
+            self.by_price = found
+        return found
+
+
+def _price_time(order: Order) -> tuple[int, int]:
+    return (order.price, order.priority)
+
+
+class Site:
+    """A certified site."""
+
+    __slots__ = ("account", "capacity", "carbon", "cell", "certificate", "hours", "number", "runs")
+
+    def __init__(self, certificate: CertifySite, carbon: int, cell: int) -> None:
+        self.certificate = certificate
+        self.number: int = certificate.site
+        self.account: int = certificate.account
+        self.capacity: int = certificate.capacity_lots
+        # The rank of the best grade it may claim, and the cell it has with that.
+        self.carbon = carbon
+        self.cell = cell
+        self.hours: dict[int, SiteHour] = {}
+        self.runs: dict[int, Order] = {}
+
+
+class Class:
+    """An accelerator class: its contracts that hold something, and the sites certified for it."""
+
+    __slots__ = ("books", "code", "index", "reference_ticks", "sites", "tick_lot_micros")
+
+    def __init__(self, listed: AcceleratorClass, index: int, tick_micros: int) -> None:
+        self.code: str = listed.code
+        self.index = index
+        self.books: dict[int, Book] = {}
+        self.sites: list[Site] = []
+        self.update(listed, tick_micros)
+
+    def update(self, listed: AcceleratorClass, tick_micros: int) -> None:
+        """Take over the catalogue's figures."""
+        self.reference_ticks: int = listed.reference_price_ticks or 0
+        self.tick_lot_micros: int = tick_micros * listed.lot_eighths // 8
+
+
+class Listing:
+    """A standing offer: its terms, the next hour to list, and the open orders that it listed."""
+
+    __slots__ = (
+        "account",
+        "carbon",
+        "class_code",
+        "from_hour",
+        "hours",
+        "is_bid",
+        "is_over",
+        "lots",
+        "min_hours",
+        "name",
+        "next_hour",
+        "offer_id",
+        "open_orders",
+        "price_curve",
+        "requirement",
+        "site",
+        "until_hour",
+        "valid_until_ns",
+    )
+
+    def __init__(
+        self,
+        offer_id: int,
+        account: Account,
+        name: str,
+        valid_until_ns: int,
+        is_bid: bool,
+        class_code: str,
+        from_hour: int,
+        until_hour: int,
+        hours: int,
+        lots: int,
+        price_curve: tuple[int, ...],
+        requirement: Requirement | None,
+        site: int,
+        carbon: str | None,
+        min_hours: int,
+    ) -> None:
+        self.offer_id = offer_id
+        self.account = account
+        self.name = name
+        self.valid_until_ns = valid_until_ns
+        self.is_bid = is_bid
+        self.class_code = class_code
+        self.from_hour = from_hour
+        self.next_hour = from_hour
+        self.until_hour = until_hour
+        self.hours = hours
+        self.lots = lots
+        self.price_curve = price_curve
+        self.requirement = requirement
+        self.site = site
+        self.carbon = carbon
+        self.min_hours = min_hours
+        self.is_over = False
+        self.open_orders: dict[int, Order] = {}
+
+    def price_at(self, hour: int) -> int:
+        """Return the curve's price in a delivery hour. The Unix epoch was a Thursday, 00:00."""
+        return self.price_curve[(hour + 72) % 168 % len(self.price_curve)]
+
+    def whole_stretch_from(self, hour: int) -> int:
+        """Return the first hour of its first stretch that begins at `hour` or later."""
+        behind = hour - self.next_hour
+        return self.next_hour if behind <= 0 else self.next_hour + -(-behind // self.hours) * self.hours
+
+
+def gate_before(hour: int, gate_ns: int) -> int:
+    """Return when trading in a delivery hour ends."""
+    return hour * HOUR_NS - gate_ns

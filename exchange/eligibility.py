@@ -12,10 +12,10 @@ class Eligibility:
     """
 
     def __init__(self, venue: Venue) -> None:
-        self.zones = {zone.code: i for i, zone in enumerate(venue.zones)}
-        self.latency = {tier.code: i for i, tier in enumerate(venue.latency_tiers)}
-        self.carbon = {grade.code: i for i, grade in enumerate(venue.carbon_grades)}
-        self.security = {tier.code: i for i, tier in enumerate(venue.security_tiers)}
+        self.zones: dict[str, int] = {zone.code: i for i, zone in enumerate(venue.zones)}
+        self.latency: dict[str, int] = {tier.code: i for i, tier in enumerate(venue.latency_tiers)}
+        self.carbon: dict[str, int] = {grade.code: i for i, grade in enumerate(venue.carbon_grades)}
+        self.security: dict[str, int] = {tier.code: i for i, tier in enumerate(venue.security_tiers)}
         self._zone_codes = list(self.zones)
         self._carbon_codes = list(self.carbon)
         self._security_codes = list(self.security)
@@ -36,17 +36,32 @@ class Eligibility:
         zone_and_carbon = self.zones[zone] * len(self.carbon) + self.carbon[carbon]
         return zone_and_carbon * len(self.security) + self.security[security]
 
+    def find_supply_cell(self, zone: str, carbon: str, security: str) -> int:
+        """Return the number of a supply cell, -1 if a code is unknown."""
+        if zone in self.zones and carbon in self.carbon and security in self.security:
+            return self.supply_cell(zone, carbon, security)
+        return -1
+
     def supply_terms(self, cell: int) -> tuple[str, str, str]:
         """Return zone, carbon grade and security tier of a supply cell."""
         rest, security = divmod(cell, len(self.security))
         zone, carbon = divmod(rest, len(self.carbon))
         return self._zone_codes[zone], self._carbon_codes[carbon], self._security_codes[security]
 
+    def find_demand_cell(self, zone: str, latency: str, carbon: str, security: str) -> int:
+        """Return the number of a demand cell, -1 if a code is unknown."""
+        in_zone, in_latency = self.zones.get(zone, -1), self.latency.get(latency, -1)
+        in_carbon, in_security = self.carbon.get(carbon, -1), self.security.get(security, -1)
+        if in_zone < 0 or in_latency < 0 or in_carbon < 0 or in_security < 0:
+            return -1
+        cell = (in_zone * len(self.latency) + in_latency) * len(self.carbon) + in_carbon
+        return cell * len(self.security) + in_security
+
     def demand_cell(self, requirement: Requirement) -> int:
         """Return the number of a demand cell; the codes are known."""
-        cell = self.zones[requirement.zone] * len(self.latency) + self.latency[requirement.latency]
-        cell = cell * len(self.carbon) + self.carbon[requirement.carbon]
-        return cell * len(self.security) + self.security[requirement.security]
+        return self.find_demand_cell(
+            requirement.zone, requirement.latency, requirement.carbon, requirement.security
+        )
 
     def served_by(self, demand_cell: int) -> bytes:
         """Return a table over supply cells: 1 where the cell may serve this demand."""
@@ -67,3 +82,7 @@ class Eligibility:
     def site_serves(self, requirement: Requirement, zone: str, carbon: str, security: str) -> bool:
         """Say whether supply of these terms is at least as good as required in every attribute."""
         return bool(self.served_by(self.demand_cell(requirement))[self.supply_cell(zone, carbon, security)])
+
+    def carbon_of(self, supply_cell: int) -> int:
+        """Return the rank of a supply cell's carbon grade, 0 for the best."""
+        return supply_cell // len(self.security) % len(self.carbon)

@@ -1,95 +1,141 @@
-"""Plans: what a taker would get. Nothing here changes anything."""
+"""Plans: what an hourly taker would get. Nothing here changes anything."""
 
-from collections.abc import Iterable, Mapping
-from typing import NamedTuple
+from typing import Final
 
-from exchange.book import Book
+from exchange.book import Book, CellSide, Level
+from exchange.eligibility import Eligibility
 from exchange.order import Order
-from schemas.commands import Side
+from exchange.slots import CANCEL_BOTH, CANCEL_TAKER
+
+NOT_STOPPED: Final = 0
+AT_OWN: Final = 1
+AT_BAND: Final = 2
 
 
-class Match(NamedTuple):
-    """A hourly fill that would happen, at the maker's price."""
+class Match:
+    """A fill at the maker's price; with 0 lots the maker is the taker's own and is cancelled."""
 
-    maker: Order
-    lots: int
+    __slots__ = ("lots", "maker")
 
-
-class HourlyPlan(NamedTuple):
-    """The fills of an hourly taker; `self_trade` when the next maker is of its own trade group."""
-
-    matches: list[Match]
-    self_trade: bool
+    def __init__(self, maker: Order, lots: int) -> None:
+        self.maker = maker
+        self.lots = lots
 
 
-class BlockPlan(NamedTuple):
-    """The legs that fill a block whole from one site, hour by hour, and their cost in tick-lots."""
+class Plan:
+    """The fills of an hourly taker, in order, and what stopped it before it was filled or found no more."""
 
-    site: int
-    cost: int
-    legs: list[Match]
+    __slots__ = ("lots", "matches", "stopped")
 
-
-def plan_hourly(makers: Iterable[Order], taker: Order) -> HourlyPlan:
-    """Return the fills `taker` would get from `makers`, which come best first.
-
-    A taker that would meet an order of its own trade group stops there.
-    """
-    matches: list[Match] = []
-    leaves_lots = taker.leaves_lots
-    limit, buying = taker.command.price_ticks, taker.command.side is Side.BUY
-    for maker in makers:
-        price = maker.command.price_ticks
-        if price > limit if buying else price < limit:
-            break
-        if maker.group == taker.group:
-            return HourlyPlan(matches, True)
-        lots = min(leaves_lots, maker.leaves_lots)
-        matches.append(Match(maker, lots))
-        leaves_lots -= lots
-        if leaves_lots == 0:
-            break
-    return HourlyPlan(matches, False)
+    def __init__(self) -> None:
+        self.matches: list[Match] = []
+        self.lots = 0
+        self.stopped = NOT_STOPPED
 
 
-def plan_block_at(
-    site: int, books: Mapping[int, Book | None], block: Order, table: bytes, most: int
-) -> BlockPlan | None:
-    """Return the cheapest way to fill `block` from the site's hourly asks, or None if there is none.
+class _Cursor:
+    """The next order of one cell that the taker would meet."""
 
-    Its own trade group's asks count as absent. `table` says which supply cells may serve the block;
-    `most` is the cost in tick-lots that must not be passed.
-    """
-    lots = block.command.lots
-    if any(book is None or book.site_lots.get(site, 0) < lots for book in books.values()):
-        return None
-    cost = 0
-    legs: list[Match] = []
-    for book in books.values():
-        assert book is not None
-        wanted = lots
-        for price, _, ask in book.site_asks[site]:
-            if ask.group == block.group or not table[ask.cell]:
+    __slots__ = ("level", "order", "side")
+
+    def __init__(self, side: CellSide, level: Level) -> None:
+        self.side = side
+        self.level: Level | None = level
+        self.order: Order | None = level.oldest
+
+    def step(self) -> None:
+        """Go on to the next order in the cell."""
+        order, level = self.order, self.level
+        assert order is not None
+        assert level is not None
+        following = order.newer
+        if following is None:
+            next_level = self.side.after(level)
+            self.level = next_level
+            following = None if next_level is None else next_level.oldest
+        self.order = following
+
+
+def open_sides(book: Book, taker: Order, eligibility: Eligibility) -> list[CellSide]:
+    """Return the other side's cells that the taker may meet at its price."""
+    found: list[CellSide] = []
+    if taker.is_bid:
+        served = eligibility.served_by(taker.cell)
+        for side in book.asks.values():
+            best = side.best
+            if best is not None and best.key <= taker.price and served[side.cell]:
+                found.append(side)
+    else:
+        for side in book.bids.values():
+            best = side.best
+            if best is not None and best.key <= -taker.price and eligibility.served_by(side.cell)[taker.cell]:
+                found.append(side)
+    return found
+
+
+def in_band(book: Book, cell: int, price: int, band_permille: int) -> bool:
+    """Say whether a trade of this supply cell may happen at this price."""
+    if band_permille == 0:
+        return True
+    reference = book.reference_ticks(cell)
+    return reference == 0 or abs(price - reference) * 1000 <= reference * band_permille
+
+
+def plan_hourly(sides: list[CellSide], taker: Order, band_permille: int) -> Plan:
+    """Return the fills `taker` would get from these cells, by price, then time."""
+    plan = Plan()
+    wanted = taker.leaves_lots
+    worst = taker.price if taker.is_bid else -taker.price
+    book, mode, group = taker.book, taker.self_trade, taker.account.group
+    cursors: list[_Cursor] = []
+    for side in sides:
+        best = side.best
+        assert best is not None
+        cursors.append(_Cursor(side, best))
+    # Icebergs of the price at hand whose next slice stands behind all others, with what they still have.
+    again: list[Match] = []
+    again_key = 0
+    while wanted:
+        chosen: _Cursor | None = None
+        key = priority = 0
+        for cursor in cursors:
+            order, level = cursor.order, cursor.level
+            if order is None or level is None:
                 continue
-            taken = min(wanted, ask.leaves_lots)
-            legs.append(Match(ask, taken))
-            cost += price * taken
-            wanted -= taken
-            if wanted == 0:
+            if chosen is None or level.key < key or (level.key == key and order.priority < priority):
+                chosen, key, priority = cursor, level.key, order.priority
+        if again and (chosen is None or key != again_key):
+            slice_of = again.pop(0)
+            maker = slice_of.maker
+            lots = min(wanted, maker.display_lots, slice_of.lots)
+            if slice_of.lots > lots and lots == maker.display_lots:
+                again.append(Match(maker, slice_of.lots - lots))
+        elif chosen is None or key > worst:
+            break
+        else:
+            order = chosen.order
+            assert order is not None
+            maker = order
+            chosen.step()
+            if maker.account.group == group:
+                if taker.passes_own:
+                    continue
+                if mode == CANCEL_TAKER:
+                    plan.stopped = AT_OWN
+                    break
+                plan.matches.append(Match(maker, 0))
+                if mode == CANCEL_BOTH:
+                    plan.stopped = AT_OWN
+                    break
+                continue
+            if not in_band(book, maker.cell if taker.is_bid else taker.cell, maker.price, band_permille):
+                plan.stopped = AT_BAND
                 break
-        if wanted or cost > most:
-            return None
-    return BlockPlan(site, cost, legs)
-
-
-def plan_block(
-    sites: Iterable[int], books: Mapping[int, Book | None], block: Order, table: bytes
-) -> BlockPlan | None:
-    """Return the cheapest plan over the sites, ties to the lower number, within the block's limit."""
-    best: BlockPlan | None = None
-    most = block.command.price_ticks * block.command.lots * block.command.hours
-    for site in sorted(sites):
-        plan = plan_block_at(site, books, block, table, most if best is None else best.cost - 1)
-        if plan is not None:
-            best = plan
-    return best
+            lots = min(wanted, maker.shown_lots)
+            if lots == maker.shown_lots and maker.leaves_lots > lots:
+                again_key = key
+                again.append(Match(maker, maker.leaves_lots - lots))
+        plan.matches.append(Match(maker, lots))
+        plan.lots += lots
+        wanted -= lots
+    return plan

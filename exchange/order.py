@@ -1,100 +1,311 @@
-"""Orders inside the engine, and what they must keep in reserve."""
+"""Accounts, orders, groups and fills inside the engine, and what an open order must keep in reserve."""
 
-from schemas.commands import EnterOrder, Side
+from typing import TYPE_CHECKING, Final
+
+from exchange.slots import EnterOrder
 from schemas.venue import Venue
 
-PPM = 1_000_000
+if TYPE_CHECKING:
+    from exchange.book import Book, Level, Listing, Site, SiteHour
+
+PPM: Final = 1_000_000
 
 
 class Terms:
-    """What the venue takes: bond and fees, and the worth of a lot-hour at one tick."""
+    """What the venue takes: bond and fees."""
 
     __slots__ = ("bond_permille", "highest_fee_ppm", "maker_fee_ppm", "taker_fee_ppm")
 
     def __init__(self, venue: Venue) -> None:
-        self.bond_permille = venue.bond_permille
-        self.maker_fee_ppm = venue.fees.maker_ppm
-        self.taker_fee_ppm = venue.fees.taker_ppm
-        self.highest_fee_ppm = max(venue.fees.maker_ppm, venue.fees.taker_ppm)
+        self.bond_permille: int = venue.bond_permille
+        self.maker_fee_ppm: int = venue.fees.maker_ppm
+        self.taker_fee_ppm: int = venue.fees.taker_ppm
+        self.highest_fee_ppm = max(self.maker_fee_ppm, self.taker_fee_ppm)
 
 
-class Order:
-    """An accepted order. Fees and bond accrue exactly and are charged in the whole millionths they pass."""
+class Pledge:
+    """What one open quantity keeps in reserve, and what of fees and bond is below a whole millionth."""
 
-    __slots__ = (
-        "bond_accrued",
-        "cell",
-        "command",
-        "fee_accrued",
-        "filled_lots",
-        "group",
-        "leaves_lots",
-        "order_id",
-        "reserved_micros",
-        "tick_lot_micros",
-        "worth_left_micros",
-    )
+    __slots__ = ("bond_accrued", "fee_accrued", "reserved_micros")
 
-    def __init__(
-        self, order_id: int, command: EnterOrder, group: int, cell: int, tick_lot_micros: int
-    ) -> None:
-        self.order_id = order_id
-        self.command = command
-        self.group = group
-        self.cell = cell
-        self.tick_lot_micros = tick_lot_micros
-        self.leaves_lots = command.lots
-        self.filled_lots = 0
+    def __init__(self) -> None:
         self.reserved_micros = 0
         self.fee_accrued = 0
         self.bond_accrued = 0
-        self.worth_left_micros = self.notional(command.price_ticks, command.lots * command.hours)
+
+    def required(self, worth_micros: int, is_bid: bool, terms: Terms) -> int:
+        """Return what trades still to come, worth that much at most, may take. Rounds up.
+
+        A bid keeps the money and the higher fee, an ask its bond and the higher fee.
+        """
+        if worth_micros == 0:
+            return 0
+        fee = -(-(self.fee_accrued + terms.highest_fee_ppm * worth_micros) // PPM)
+        if is_bid:
+            return worth_micros + fee
+        return -(-(self.bond_accrued + terms.bond_permille * worth_micros) // 1000) + fee
+
+    def charge_fee(self, fee_ppm: int, notional_micros: int) -> int:
+        """Accrue the fee of a trade and return the whole millionths that fall due; a fraction is kept."""
+        accrued = self.fee_accrued + fee_ppm * notional_micros
+        due = accrued // PPM
+        self.fee_accrued = accrued - due * PPM
+        return due
+
+    def charge_bond(self, bond_permille: int, notional_micros: int) -> int:
+        """Accrue the bond of a sale and return the whole millionths that fall due; a fraction is kept."""
+        accrued = self.bond_accrued + bond_permille * notional_micros
+        due = accrued // 1000
+        self.bond_accrued = accrued - due * 1000
+        return due
+
+
+class Account:
+    """A participant: money by purse, orders by its client's ids, and what it did in this hour."""
+
+    __slots__ = (
+        "account",
+        "bank",
+        "bond",
+        "cash",
+        "client_orders",
+        "committed",
+        "fees",
+        "group",
+        "groups",
+        "is_suspended",
+        "offers",
+        "open_orders",
+        "orders_in_hour",
+        "rate_hour",
+        "reserved",
+        "trades_in_hour",
+    )
+
+    def __init__(self, account: int, group: int) -> None:
+        self.account = account
+        self.group = group
+        self.cash = 0
+        self.reserved = 0
+        self.committed = 0
+        self.bond = 0
+        self.bank = 0
+        self.fees = 0
+        self.is_suspended = False
+        self.client_orders: dict[str, Order] = {}
+        self.open_orders = 0
+        self.groups: dict[str, Group] = {}
+        self.offers: dict[str, Listing] = {}
+        self.rate_hour = 0
+        self.orders_in_hour = 0
+        self.trades_in_hour = 0
+
+
+class Order(Pledge):
+    """An accepted order.
+
+    `leaves_lots` is what is open: lot-hours of a run, whose `run_lots` are by hour from its first. Of
+    them `shown_lots` stand in the queue. `priority` is the time in the queue. `worth_micros` is the most
+    that trades still to come may be worth.
+    """
+
+    __slots__ = (
+        "account",
+        "book",
+        "cell",
+        "client_order_id",
+        "display_lots",
+        "entered_lots",
+        "entered_price",
+        "exclusive",
+        "expire_ns",
+        "filled_lots",
+        "hour",
+        "hours",
+        "is_bid",
+        "is_market",
+        "leaves_lots",
+        "level",
+        "listing",
+        "lots",
+        "min_hours",
+        "min_lots",
+        "newer",
+        "older",
+        "order_id",
+        "passes_own",
+        "position",
+        "post_only",
+        "price",
+        "priority",
+        "run_lots",
+        "self_trade",
+        "shown_lots",
+        "site",
+        "site_hour",
+        "tick_lot_micros",
+        "time_in_force",
+        "valid_until_ns",
+        "worth_micros",
+    )
+
+    def __init__(
+        self, order_id: int, account: Account, command: EnterOrder, book: "Book", tick_lot_micros: int
+    ) -> None:
+        super().__init__()
+        self.order_id = order_id
+        self.account = account
+        self.client_order_id = command.client_order_id
+        self.valid_until_ns = command.valid_until_ns
+        self.is_bid = command.is_bid
+        self.is_market = command.is_market
+        self.book = book
+        self.hour = command.delivery_hour
+        self.hours = command.hours
+        self.lots = command.lots
+        self.entered_lots = command.lots
+        self.price = command.price_ticks
+        self.entered_price = command.price_ticks
+        self.time_in_force = command.time_in_force
+        self.expire_ns = command.expire_ns
+        self.min_lots = command.min_lots
+        self.display_lots = command.display_lots
+        self.post_only = command.post_only
+        self.self_trade = command.self_trade
+        self.min_hours = command.min_hours
+        self.tick_lot_micros = tick_lot_micros
+        self.cell = 0
+        self.leaves_lots = command.lots
+        self.shown_lots = command.lots
+        self.filled_lots = 0
+        self.priority = 0
+        self.worth_micros = 0
+        self.passes_own = False
+        self.exclusive: Group | None = None
+        self.listing: Listing | None = None
+        self.site: Site | None = None
+        self.site_hour: SiteHour | None = None
+        self.position: Fill | None = None
+        self.run_lots: list[int] | None = None
+        self.level: Level | None = None
+        self.older: Order | None = None
+        self.newer: Order | None = None
 
     @property
     def is_block(self) -> bool:
-        """Whether it wants more than one hour."""
-        return self.command.hours > 1
+        """Whether it is a bid for more than one hour."""
+        return self.is_bid and self.hours > 1
 
     @property
-    def hours(self) -> range:
-        """Its delivery hours."""
-        return range(self.command.delivery_hour, self.command.delivery_hour + self.command.hours)
+    def is_run(self) -> bool:
+        """Whether it is an ask for more than one hour."""
+        return not self.is_bid and self.hours > 1
 
-    def notional(self, price_ticks: int, lot_hours: int) -> int:
-        """Return price × quantity in millionths."""
-        return price_ticks * lot_hours * self.tick_lot_micros
+    @property
+    def pledge(self) -> Pledge:
+        """What holds its reserve: its group, or itself."""
+        return self if self.exclusive is None else self.exclusive
 
     def required_micros(self, terms: Terms) -> int:
-        """Return what must be reserved for the trades still to come, worth `worth_left_micros` at most.
+        """Return what its pledge must hold now."""
+        group = self.exclusive
+        if group is None:
+            return self.required(self.worth_micros, self.is_bid, terms)
+        worth = 0
+        for member in group.members.values():
+            worth = max(worth, member.worth_micros)
+        return group.required(worth, self.is_bid, terms)
 
-        A bid keeps the money and the higher fee, an ask its bond and the higher fee. Rounds up.
-        """
-        worth = self.worth_left_micros
-        if worth == 0:
-            return 0
-        fee = _ceil(self.fee_accrued + terms.highest_fee_ppm * worth, PPM)
-        if self.command.side is Side.BUY:
-            return worth + fee
-        return _ceil(self.bond_accrued + terms.bond_permille * worth, 1000) + fee
-
-    def charge_fee(self, terms: Terms, notional_micros: int, taker: bool) -> int:
-        """Accrue the fee of a trade and return the whole millionths that fall due; a fraction is kept."""
-        self.fee_accrued += (terms.taker_fee_ppm if taker else terms.maker_fee_ppm) * notional_micros
-        due, self.fee_accrued = divmod(self.fee_accrued, PPM)
-        return due
-
-    def charge_bond(self, terms: Terms, notional_micros: int) -> int:
-        """Accrue the bond of a sale and return the whole millionths that fall due; a fraction is kept."""
-        self.bond_accrued += terms.bond_permille * notional_micros
-        due, self.bond_accrued = divmod(self.bond_accrued, 1000)
-        return due
-
-    def take(self, lots: int) -> None:
-        """Fill `lots` of what is open."""
-        self.leaves_lots -= lots
-        self.filled_lots += lots
-        assert self.leaves_lots >= 0
+    def is_entered_by(self, command: EnterOrder) -> bool:
+        """Say whether this very command entered it; requirement, or site and grade, are not compared."""
+        group, position = self.exclusive, self.position
+        return (
+            self.is_bid == command.is_bid
+            and self.entered_lots == command.lots
+            and self.entered_price == command.price_ticks
+            and self.hour == command.delivery_hour
+            and self.hours == command.hours
+            and self.valid_until_ns == command.valid_until_ns
+            and self.book.class_code == command.class_code
+            and self.is_market == command.is_market
+            and self.time_in_force == command.time_in_force
+            and self.expire_ns == command.expire_ns
+            and self.min_lots == command.min_lots
+            and self.display_lots == command.display_lots
+            and self.post_only == command.post_only
+            and self.self_trade == command.self_trade
+            and self.min_hours == command.min_hours
+            and (None if group is None else group.name) == command.exclusive_group
+            and (0 if position is None else position.trade_id) == command.position
+        )
 
 
-def _ceil(numerator: int, denominator: int) -> int:
-    return -(-numerator // denominator)
+class Group(Pledge):
+    """Alternatives of one account: one open quantity, one reserve."""
+
+    __slots__ = ("has_traded", "is_bid", "lots", "members", "name", "several_hours")
+
+    def __init__(self, name: str, order: Order) -> None:
+        super().__init__()
+        self.name = name
+        self.is_bid = order.is_bid
+        self.lots = order.lots
+        self.several_hours = order.hours > 1
+        self.has_traded = False
+        self.members: dict[int, Order] = {}
+
+
+class Fill:
+    """What of a trade is still of use: to settlement, and to its buyer as a position."""
+
+    __slots__ = (
+        "bond",
+        "buyer",
+        "carbon",
+        "class_code",
+        "hour",
+        "last_run",
+        "lots",
+        "notional",
+        "paid",
+        "penalty",
+        "refunded",
+        "released",
+        "resale_lots",
+        "seller",
+        "site",
+        "trade_id",
+    )
+
+    def __init__(
+        self,
+        trade_id: int,
+        class_code: str,
+        hour: int,
+        lots: int,
+        buyer: int,
+        seller: int,
+        site: int,
+        carbon: int,
+        notional: int,
+        bond: int,
+    ) -> None:
+        self.trade_id = trade_id
+        self.class_code = class_code
+        self.hour = hour
+        self.lots = lots
+        self.buyer = buyer
+        self.seller = seller
+        self.site = site
+        # The rank of the grade with which it was sold.
+        self.carbon = carbon
+        self.notional = notional
+        self.bond = bond
+        # Resold, or openly offered for resale.
+        self.resale_lots = 0
+        # What all runs so far posted.
+        self.paid = 0
+        self.refunded = 0
+        self.penalty = 0
+        self.released = 0
+        self.last_run = 0

@@ -1,0 +1,464 @@
+"""Blocks, which are filled whole from one site, and runs, which sell stretches of hours to them."""
+
+from exchange import slots
+from exchange.book import CONTINUOUS, Site, SiteHour
+from exchange.market import Events, Market, contains, refuse
+from exchange.order import Order
+from exchange.slots import IOC
+from schemas.events import EndReason
+from schemas.reasons import RejectReason
+
+
+class Leg:
+    """Lots that one ask gives in one hour."""
+
+    __slots__ = ("ask", "hour", "lots")
+
+    def __init__(self, ask: Order, hour: int, lots: int) -> None:
+        self.ask = ask
+        self.hour = hour
+        self.lots = lots
+
+
+class BlockPlan:
+    """The legs that fill a block whole from one site, hour by hour, and their cost in tick-lots."""
+
+    __slots__ = ("cost", "legs", "of_runs", "site")
+
+    def __init__(self, site: Site, cost: int, legs: list[Leg], of_runs: bool) -> None:
+        self.site = site
+        self.cost = cost
+        self.legs = legs
+        self.of_runs = of_runs
+
+
+def opened(lots: list[int], stretch: int) -> list[int]:
+    """Return, hour by hour, the lots that belong to a stretch of at least `stretch` hours.
+
+    That is the greatest profile of no more lots in which every lot does.
+    """
+    size = len(lots)
+    result = [0] * size
+    for start in range(size - stretch + 1):
+        least = min(lots[start : start + stretch])
+        if least:
+            for index in range(start, start + stretch):
+                result[index] = max(result[index], least)
+    return result
+
+
+def after_sale(run: Order, first: int, hours: int, wanted: int) -> int:
+    """Return how many lots a run gives a block in these hours: all it has of those wanted, or none."""
+    lots = run.run_lots
+    start = first - run.hour
+    if lots is None or start < 0 or start + hours > run.hours or hours < run.min_hours:
+        return 0
+    least = min(lots[start : start + hours])
+    given = min(wanted, least)
+    if given <= 0:
+        return 0
+    left = list(lots)
+    for index in range(start, start + hours):
+        left[index] -= given
+    return given if opened(left, run.min_hours) == left else 0
+
+
+def all_continuous(market: Market, block: Order) -> bool:
+    """Say whether every hour of the block's window trades continuously."""
+    listed = block.book.listed
+    for hour in range(block.hour, block.hour + block.hours):
+        if market.phase_of(listed, hour) != CONTINUOUS:
+            return False
+    return True
+
+
+def plan_block(market: Market, block: Order, sites: list[Site]) -> BlockPlan | None:
+    """Return the cheapest way to fill the block from one of the sites, which ascend by number.
+
+    Ties go to hourly asks, then to the lower number.
+    """
+    if not all_continuous(market, block):
+        return None
+    best: BlockPlan | None = None
+    most = block.price * block.leaves_lots * block.hours
+    served = market.eligibility.served_by(block.cell)
+    for site in sites:
+        plan = _plan_of_asks(block, site, served, most if best is None else best.cost - 1)
+        if plan is not None:
+            best = plan
+        if site.runs:
+            plan = _plan_of_runs(block, site, served, most if best is None else best.cost - 1)
+            if plan is not None:
+                best = plan
+    return best
+
+
+def _plan_of_asks(block: Order, site: Site, served: bytes, most: int) -> BlockPlan | None:
+    lots, group = block.leaves_lots, block.account.group
+    places: list[SiteHour] = []
+    for hour in range(block.hour, block.hour + block.hours):
+        place = site.hours.get(hour)
+        if place is None or not place.asks:
+            return None
+        places.append(place)
+    cost = 0
+    legs: list[Leg] = []
+    for place in places:
+        wanted = lots
+        for ask in place.best_first():
+            if ask.exclusive is not None or ask.account.group == group or not served[ask.cell]:
+                continue
+            taken = min(wanted, ask.leaves_lots)
+            legs.append(Leg(ask, ask.hour, taken))
+            cost += ask.price * taken
+            wanted -= taken
+            if wanted == 0:
+                break
+        if wanted or cost > most:
+            return None
+    return BlockPlan(site, cost, legs, False)
+
+
+def _price_time(order: Order) -> tuple[int, int]:
+    return (order.price, order.priority)
+
+
+def _plan_of_runs(block: Order, site: Site, served: bytes, most: int) -> BlockPlan | None:
+    wanted, group = block.leaves_lots, block.account.group
+    cost = 0
+    given: list[tuple[Order, int]] = []
+    for run in sorted(site.runs.values(), key=_price_time):
+        if run.account.group == group or not served[run.cell]:
+            continue
+        lots = after_sale(run, block.hour, block.hours, wanted)
+        if lots:
+            given.append((run, lots))
+            cost += run.price * lots * block.hours
+            wanted -= lots
+            if wanted == 0:
+                break
+    if wanted or cost > most:
+        return None
+    legs: list[Leg] = []
+    for hour in range(block.hour, block.hour + block.hours):
+        for run, lots in given:
+            legs.append(Leg(run, hour, lots))
+    return BlockPlan(site, cost, legs, True)
+
+
+def trade_block(market: Market, block: Order, plan: BlockPlan, events: Events) -> None:
+    """Fill the block by the plan, with all that follows."""
+    trades: list[slots.Traded] = []
+    lots = block.leaves_lots
+    if block.order_id in block.book.blocks:
+        leave_books(market, block)
+    sold: dict[int, bool] = {}
+    last = len(plan.legs) - 1
+    # Its alternatives go first: while it trades leg by leg their reserve must not count.
+    thinned = market.thin_group(block, lots)
+    for index, leg in enumerate(plan.legs):
+        ask = leg.ask
+        if index == last:
+            # Of an hour above the limit another pays the difference: the last leg releases what is left.
+            block.worth_micros = 0
+            block.leaves_lots = 0
+            block.filled_lots += lots
+            market.close(block)
+        else:
+            block.worth_micros -= ask.price * leg.lots * block.tick_lot_micros
+        value = ask.price * leg.lots * ask.tick_lot_micros
+        ask.worth_micros -= value
+        if ask.hours > 1:
+            _take_of_run(market, ask, leg)
+        else:
+            market.fill(ask, leg.lots)
+        sold[leg.hour] = True
+        trades.append(market.book_trade(block, ask, leg.hour, ask.price, leg.lots, 1, value))
+    events.append(slots.BlockTraded(block.order_id, plan.site.number, trades))
+    events += thinned
+    for hour in sold:
+        place = plan.site.hours[hour]
+        if plan.of_runs:
+            cut_asks(market, place, events)
+        else:
+            cut_runs(market, plan.site, place, hour, events)
+
+
+def _take_of_run(market: Market, run: Order, leg: Leg) -> None:
+    """Take one leg out of a run; its worth shows it already."""
+    lots, site = run.run_lots, run.site
+    assert lots is not None
+    assert site is not None
+    lots[leg.hour - run.hour] -= leg.lots
+    run.leaves_lots -= leg.lots
+    run.filled_lots += leg.lots
+    place = market.site_hour(site, leg.hour)
+    place.open_runs -= leg.lots
+    place.sold += leg.lots
+    market.retry_blocks_of(run)
+    if run.leaves_lots == 0:
+        del site.runs[run.order_id]
+        market.close(run)
+
+
+def leave_books(market: Market, block: Order) -> None:
+    """Take a resting block out of the books of its hours."""
+    for hour in range(block.hour, block.hour + block.hours):
+        book = block.book.listed.books.get(hour)
+        if book is not None:
+            book.blocks.pop(block.order_id, None)
+    market.pending_retries.pop(block.order_id, None)
+
+
+def serve_blocks(market: Market, ask: Order, events: Events) -> None:
+    """Try the resting blocks that an ask may help to fill, best price first, at its site."""
+    if ask.leaves_lots == 0:
+        return
+    site, books = ask.site, ask.book.listed.books
+    assert site is not None
+    found: dict[int, Order] = {}
+    for hour in range(ask.hour, ask.hour + ask.hours):
+        book = books.get(hour)
+        if book is not None and book.blocks:
+            found.update(book.blocks)
+    for block in sorted(found.values(), key=_best_block_first):
+        if ask.leaves_lots == 0:
+            break
+        if ask.hours > 1 and not contains(ask, block):
+            continue
+        if market.eligibility.served_by(block.cell)[ask.cell]:
+            plan = plan_block(market, block, [site])
+            if plan is not None:
+                trade_block(market, block, plan, events)
+
+
+def _best_block_first(block: Order) -> tuple[int, int]:
+    return (-block.price, block.priority)
+
+
+# -- capacity ------------------------------------------------------------------------------------------
+
+
+def cut_asks_of_runs(market: Market, ask: Order, events: Events) -> None:
+    """Cut the runs of the site-hour in which an hourly ask has sold."""
+    site, place = ask.site, ask.site_hour
+    assert site is not None
+    assert place is not None
+    cut_runs(market, site, place, ask.hour, events)
+
+
+def cut_runs(market: Market, site: Site, place: SiteHour, hour: int, events: Events) -> None:
+    """Cut the open runs of a site-hour to what is left of its capacity, newest first."""
+    for run in sorted(site.runs.values(), key=_newest_first):
+        over = place.sold + place.open_runs - place.capacity
+        if over <= 0 or place.open_runs == 0:
+            return
+        index = hour - run.hour
+        old = run.run_lots
+        assert old is not None
+        if not 0 <= index < run.hours or old[index] == 0:
+            continue
+        lots = list(old)
+        lots[index] = max(0, lots[index] - over)
+        reduce_run(market, run, lots, EndReason.CAPACITY, events)
+
+
+def cut_asks(market: Market, place: SiteHour, events: Events) -> None:
+    """Cut the open hourly asks of a site-hour to what is left of its capacity, newest first."""
+    for ask in sorted(place.asks.values(), key=_newest_first):
+        over = place.sold + place.open_asks - place.capacity
+        if over <= 0 or place.open_asks == 0:
+            return
+        if ask.position is not None:
+            continue
+        # The alternatives of a group are of one size: a member that no longer fits is none.
+        if over >= ask.leaves_lots or ask.exclusive is not None:
+            events.append(market.end(ask, EndReason.CAPACITY))
+            continue
+        market.shrink(ask, over)
+        released = market.release(ask)
+        events.append(
+            slots.OrderReduced(
+                ask.order_id,
+                ask.account.account,
+                over,
+                ask.leaves_lots,
+                released,
+                EndReason.CAPACITY,
+                None,
+            )
+        )
+
+
+def _newest_first(order: Order) -> int:
+    return -order.priority
+
+
+def reduce_run(market: Market, run: Order, lots: list[int], reason: EndReason, events: Events) -> None:
+    """Let a run have no more than these lots by hour, and of them only what belongs to a stretch."""
+    left = opened(lots, run.min_hours)
+    if not any(left):
+        events.append(market.end(run, reason))
+        return
+    before = run.leaves_lots
+    market.set_run(run, left)
+    released = market.release(run)
+    events.append(
+        slots.OrderReduced(
+            run.order_id,
+            run.account.account,
+            before - run.leaves_lots,
+            run.leaves_lots,
+            released,
+            reason,
+            list(left),
+        )
+    )
+
+
+# -- entry and replacement -----------------------------------------------------------------------------
+
+
+def eligible_sites(market: Market, block: Order) -> list[Site]:
+    """Return the sites that may serve the block at their best grade, by number."""
+    served = market.eligibility.served_by(block.cell)
+    return [site for site in block.book.listed.sites if served[site.cell]]
+
+
+def to_evict(market: Market, block: Order) -> list[Order]:
+    """Return the resting blocks that must go to make room for this one, or refuse."""
+    most: int = market.limits.resting_blocks_max
+    evicted: dict[int, Order] = {}
+    for hour in range(block.hour, block.hour + block.hours):
+        book = block.book.listed.books.get(hour)
+        if book is None or len(book.blocks) < most:
+            continue
+        worst = max(book.blocks.values(), key=_best_block_first)
+        if worst.price >= block.price:
+            refuse(
+                RejectReason.TOO_MANY_RESTING_BLOCKS,
+                "price_ticks",
+                f"above {worst.price}, or another hour: {most} blocks rest in one",
+            )
+        evicted[worst.order_id] = worst
+    return list(evicted.values())
+
+
+def enter_block(
+    market: Market, block: Order, plan: BlockPlan | None, evicted: list[Order], events: Events
+) -> None:
+    """Trade an accepted block by its plan, else let it rest."""
+    if plan is not None:
+        trade_block(market, block, plan, events)
+    elif block.time_in_force == IOC:
+        events.append(market.end(block, EndReason.IMMEDIATE))
+    else:
+        events += market.end_all(evicted, EndReason.EVICTED)
+        for hour in range(block.hour, block.hour + block.hours):
+            market.book(block.book.listed, hour).blocks[block.order_id] = block
+
+
+def enter_run(market: Market, run: Order, events: Events) -> None:
+    """Offer an accepted run."""
+    site = run.site
+    assert site is not None
+    site.runs[run.order_id] = run
+    serve_blocks(market, run, events)
+    if run.leaves_lots and run.time_in_force == IOC:
+        events.append(market.end(run, EndReason.IMMEDIATE))
+
+
+def check_run_room(site: Site, first: int, hours: int, lots: int) -> None:
+    """Refuse a run more lots than its site has in every hour."""
+    for hour in range(first, first + hours):
+        place = site.hours.get(hour)
+        free = site.capacity if place is None else place.capacity - place.sold - place.open_runs
+        if lots > free:
+            refuse(RejectReason.CAPACITY_EXCEEDED, "lots", f"{free} lots are free at the site in hour {hour}")
+
+
+def replace_block(market: Market, block: Order, lots: int, price: int) -> Events:
+    """Give a resting block another total and price; the general tests are done."""
+    reduces = price == block.price and lots < block.lots
+    plan: BlockPlan | None = None
+    was = (block.lots, block.price, block.leaves_lots, block.worth_micros)
+    if not reduces:
+        market.check_collar(block.book, price)
+        market.check_status(block.account)
+        market.check_rate(block.account)
+    block.lots = block.leaves_lots = block.shown_lots = lots
+    block.price = price
+    block.worth_micros = price * lots * block.hours * block.tick_lot_micros
+    try:
+        plan = plan_block(market, block, eligible_sites(market, block))
+        reserved = market.fund(block)
+    except Exception:
+        block.lots, block.price, block.leaves_lots, block.worth_micros = was
+        block.shown_lots = block.leaves_lots
+        raise
+    if not reduces:
+        market.give_time(block)
+        market.count_order(block.account)
+    events: Events = [_replaced(block, reserved)]
+    if plan is not None:
+        trade_block(market, block, plan, events)
+    return events
+
+
+def replace_run(market: Market, run: Order, lots: int, price: int) -> Events:
+    """Give an open run another total and price; the general tests are done."""
+    old, site = run.run_lots, run.site
+    assert old is not None
+    assert site is not None
+    more = lots - run.lots
+    reduces = price == run.price and more < 0
+    if not reduces:
+        market.check_collar(run.book, price)
+        market.check_status(run.account)
+        market.check_rate(run.account)
+        for index, open_lots in enumerate(old):
+            hour = run.hour + index
+            place = site.hours.get(hour)
+            if more > 0 and place is not None and hour > market.closed_hour:
+                free = place.capacity - place.sold - place.open_runs
+                if more > free:
+                    refuse(
+                        RejectReason.CAPACITY_EXCEEDED,
+                        "lots",
+                        f"{free} lots are free at the site in hour {hour}",
+                    )
+            assert open_lots >= 0
+    wanted = [
+        max(0, open_lots + more) if run.hour + index > market.closed_hour else 0
+        for index, open_lots in enumerate(old)
+    ]
+    wanted = opened(wanted, run.min_hours)
+    if not any(wanted):
+        run.lots = lots
+        return [market.end(run, EndReason.REPLACED)]
+    was = (run.lots, run.price)
+    run.lots, run.price = lots, price
+    market.set_run(run, wanted)
+    try:
+        reserved = market.fund(run)
+    except Exception:
+        run.lots, run.price = was
+        market.set_run(run, old)
+        raise
+    if not reduces:
+        market.give_time(run)
+        market.count_order(run.account)
+    events: Events = [_replaced(run, reserved)]
+    serve_blocks(market, run, events)
+    return events
+
+
+def _replaced(order: Order, reserved_micros: int) -> slots.OrderReplaced:
+    return slots.OrderReplaced(
+        order.order_id,
+        order.account.account,
+        order.lots,
+        order.price,
+        order.leaves_lots,
+        reserved_micros,
+    )

@@ -1,0 +1,210 @@
+"""Orders for one hour: entry, matching, replacement."""
+
+from typing import Final
+
+from exchange import slots
+from exchange.blocks import cut_asks_of_runs, serve_blocks
+from exchange.book import CALL, CLEARING, CONTINUOUS, HALTED, SiteHour
+from exchange.market import Events, Market, refuse
+from exchange.matching import AT_BAND, AT_OWN, Plan, open_sides, plan_hourly
+from exchange.order import Fill, Order
+from exchange.slots import AUCTION, FOK, IOC
+from schemas.events import EndReason
+from schemas.reasons import RejectReason
+
+PHASE_NAMES: Final = ("pre_open", "call", "clearing", "continuous", "halted")
+
+
+def check_phase(phase: int, time_in_force: int, is_market: bool, min_lots: int, post_only: bool) -> None:
+    """Refuse an hourly order that the contract's phase does not take."""
+    if phase == CONTINUOUS:
+        if time_in_force == AUCTION:
+            refuse(RejectReason.WRONG_PHASE, "time_in_force", "gtc, gtd, ioc or fok in continuous trading")
+    elif phase in (CLEARING, HALTED):
+        refuse(
+            RejectReason.WRONG_PHASE, "delivery_hour", f"cancels only: the contract is {PHASE_NAMES[phase]}"
+        )
+    elif is_market or time_in_force in (IOC, FOK) or min_lots or post_only:
+        refuse(
+            RejectReason.WRONG_PHASE,
+            "time_in_force",
+            f"limit orders of gtc, gtd or auction, with no minimum, in {PHASE_NAMES[phase]}",
+        )
+
+
+def plan_of(market: Market, order: Order) -> Plan | None:
+    """Return what the order would trade now, None if it meets nothing, or refuse it for what it says."""
+    plan: Plan | None = None
+    sides = open_sides(order.book, order, market.eligibility)
+    if sides:
+        plan = plan_hourly(sides, order, market.band_permille)
+    filled = 0 if plan is None else plan.lots
+    if order.post_only and filled:
+        refuse(RejectReason.POST_ONLY_WOULD_TRADE, "post_only", "a price that meets nothing")
+    if order.time_in_force == FOK and filled < order.leaves_lots:
+        refuse(RejectReason.NOT_FILLABLE, "lots", f"{filled} lots can be had")
+    if filled < order.min_lots:
+        refuse(RejectReason.MINIMUM_NOT_FILLABLE, "min_lots", f"{filled} lots can be had")
+    return plan
+
+
+def improve_worth(order: Order, plan: Plan | None) -> None:
+    """Let an ask that takes be worth what it will sell for: its bond and fee are of the better prices."""
+    if plan is None or order.is_bid:
+        return
+    for match in plan.matches:
+        order.worth_micros += (match.maker.price - order.price) * match.lots * order.tick_lot_micros
+
+
+def match(market: Market, order: Order, plan: Plan | None, events: Events) -> None:
+    """Do what was planned, then let what is left rest, start a call, or end."""
+    book = order.book
+    if plan is not None:
+        for step in plan.matches:
+            if step.lots == 0:
+                events.append(market.end(step.maker, EndReason.SELF_TRADE))
+            else:
+                trade(market, order, step.maker, step.lots, events)
+        if order.leaves_lots == 0:
+            return
+        if plan.stopped == AT_OWN:
+            events.append(market.end(order, EndReason.SELF_TRADE))
+            return
+        if plan.stopped == AT_BAND:
+            _stop_at_band(market, order, events)
+            return
+    if order.time_in_force != IOC:
+        market.rest(order)
+    if not order.is_bid and book.phase == CONTINUOUS:
+        serve_blocks(market, order, events)
+    if order.leaves_lots and order.time_in_force == IOC:
+        events.append(market.end(order, EndReason.IMMEDIATE))
+
+
+def trade(market: Market, taker: Order, maker: Order, lots: int, events: Events) -> None:
+    """Let an hourly taker and a resting order trade at the latter's price."""
+    price = maker.price
+    if taker.is_bid:
+        bid, ask = taker, maker
+    else:
+        bid, ask = maker, taker
+    market.fill(maker, lots)
+    market.fill(taker, lots)
+    value = lots * bid.tick_lot_micros
+    bid.worth_micros -= bid.price * value
+    ask.worth_micros -= price * value
+    thinned: Events | None = None
+    if bid.exclusive is not None or ask.exclusive is not None:
+        thinned = market.thin_group(bid, lots)
+        thinned += market.thin_group(ask, lots)
+    events.append(
+        market.book_trade(bid, ask, bid.hour, price, lots, 1 if taker.is_bid else -1, price * value)
+    )
+    if thinned is not None:
+        events += thinned
+    book = bid.book
+    if market.collar_permille or market.band_permille:
+        market.reference_of(book, ask.cell).trade(price, lots, market.reference_lots)
+    place = ask.site_hour
+    assert place is not None
+    if place.open_runs and ask.position is None:
+        cut_asks_of_runs(market, ask, events)
+
+
+def _stop_at_band(market: Market, order: Order, events: Events) -> None:
+    """Cancel what is left of a taker at the band, or start a call with it."""
+    book, limits = order.book, market.limits
+    if book.call_hour != market.hour:
+        book.call_hour = market.hour
+        book.calls_in_hour = 0
+    small = order.leaves_lots <= limits.band_small_lots
+    if small or order.time_in_force == IOC or book.calls_in_hour >= limits.volatility_calls_per_hour:
+        events.append(market.end(order, EndReason.BAND))
+        return
+    book.calls_in_hour += 1
+    market.rest(order)
+    events.append(market.enter_phase(book, CALL))
+
+
+def replace(market: Market, order: Order, lots: int, price: int) -> Events:
+    """Give a resting hourly order another total and price; the general tests are done."""
+    book = order.book
+    more = lots - order.lots
+    if price == order.price and more < 0:
+        if book.phase == CLEARING:
+            refuse(RejectReason.WRONG_PHASE, "order_id", "cancels only: the contract is clearing")
+        market.shrink(order, -more)
+        order.lots = lots
+        return [_replaced(order, -market.release(order))]
+    if book.phase in (CLEARING, HALTED):
+        refuse(
+            RejectReason.WRONG_PHASE, "order_id", f"reductions and cancels: it is {PHASE_NAMES[book.phase]}"
+        )
+    market.check_collar(book, price)
+    market.check_status(order.account)
+    market.check_rate(order.account)
+    site = order.site
+    if site is not None and more > 0:
+        check_room(site.capacity, order.site_hour, order.position, more)
+    was = (order.lots, order.price, order.leaves_lots, order.worth_micros, order.min_lots)
+    order.lots, order.price = lots, price
+    order.leaves_lots += more
+    order.worth_micros = price * order.leaves_lots * order.tick_lot_micros
+    order.min_lots = 0
+    plan: Plan | None = None
+    try:
+        if book.phase == CONTINUOUS:
+            plan = plan_of(market, order)
+            improve_worth(order, plan)
+        reserved = market.fund(order)
+    except Exception:
+        # A refused replace leaves the order as it was.
+        order.lots, order.price, order.leaves_lots, order.worth_micros, order.min_lots = was
+        raise
+    order.min_lots = was[4]
+    book.remove(order)
+    if site is not None:
+        take_room(order, more)
+    order.shown_lots = min(order.display_lots or order.leaves_lots, order.leaves_lots)
+    market.give_time(order)
+    market.count_order(order.account)
+    events: Events = [_replaced(order, reserved)]
+    if book.phase == CONTINUOUS:
+        match(market, order, plan, events)
+    else:
+        market.rest(order)
+    return events
+
+
+def _replaced(order: Order, reserved_micros: int) -> slots.OrderReplaced:
+    return slots.OrderReplaced(
+        order.order_id,
+        order.account.account,
+        order.lots,
+        order.price,
+        order.leaves_lots,
+        reserved_micros,
+    )
+
+
+def check_room(capacity: int, place: SiteHour | None, position: Fill | None, more: int) -> None:
+    """Refuse an hourly ask more lots than its site or its position has."""
+    if position is not None:
+        free = position.lots - position.resale_lots
+        if more > free:
+            refuse(RejectReason.POSITION_EXCEEDED, "lots", f"{free} lots of it are not resold or offered")
+        return
+    free = capacity if place is None else place.capacity - place.sold - place.open_asks
+    if more > free:
+        refuse(RejectReason.CAPACITY_EXCEEDED, "lots", f"{free} lots are free at the site in that hour")
+
+
+def take_room(order: Order, more: int) -> None:
+    """Let an hourly ask offer so many lots more of its site or its position."""
+    place, position = order.site_hour, order.position
+    assert place is not None
+    place.by_price = None
+    if position is not None:
+        position.resale_lots += more
+    else:
+        place.open_asks += more

@@ -1,0 +1,149 @@
+"""What is true of the market after every command: DESIGN's invariants, asserted from the state alone."""
+
+from exchange.blocks import eligible_sites, opened, plan_block
+from exchange.book import CONTINUOUS, Book, CellSide
+from exchange.market import Market
+from exchange.matching import open_sides
+from exchange.order import Order
+from exchange.state import balances
+
+
+def check(market: Market) -> None:
+    """Assert every invariant; slow.
+
+    No eligible cross of two trade groups in continuous trading; no block that could trade unless its
+    retry is pending; open orders stand in their books and nowhere else; reserves and purses as the
+    orders say; no sale beyond capacity or position; money sums to zero.
+    """
+    assert sum(balances(market).values()) == 0
+    _check_money(market)
+    _check_places(market)
+    standing: dict[int, int] = {}
+    for listed in market.class_list:
+        for hour, book in listed.books.items():
+            assert book.hour == hour > market.closed_hour
+            _check_book(market, book)
+            for order in book.resting() + list(book.blocks.values()):
+                standing[order.order_id] = standing.get(order.order_id, 0) + 1
+    for site in market.sites.values():
+        for run in site.runs.values():
+            standing[run.order_id] = 1
+    for order_id, order in market.orders.items():
+        assert order.order_id == order_id
+        assert order.leaves_lots > 0, order_id
+        # A block stands in the book of each hour, all else in one place.
+        assert standing.pop(order_id, 0) == (order.hours if order.is_block else 1), order_id
+        assert order.listing is not None or order.account.client_orders[order.client_order_id] is order
+    assert not standing, f"orders that stand in a book and are not open: {standing}"
+
+
+def _check_money(market: Market) -> None:
+    reserved: dict[int, int] = {}
+    count: dict[int, int] = {}
+    seen: dict[tuple[int, str], bool] = {}
+    for order in market.orders.values():
+        number = order.account.account
+        count[number] = count.get(number, 0) + 1
+        pledge, group = order.pledge, order.exclusive
+        assert pledge.reserved_micros == order.required_micros(market.terms), order.order_id
+        if group is not None:
+            assert group.members[order.order_id] is order
+            assert order.account.groups[group.name] is group
+            if (number, group.name) in seen:
+                continue
+            seen[number, group.name] = True
+            leaves = [member.leaves_lots for member in group.members.values()]
+            assert min(leaves) == max(leaves), f"group {group.name} of {number}: {leaves}"
+        reserved[number] = reserved.get(number, 0) + pledge.reserved_micros
+    for number, account in market.accounts.items():
+        assert account.reserved == reserved.get(number, 0), number
+        assert account.open_orders == count.get(number, 0), number
+        assert min(account.committed, account.bond) >= 0, number
+        assert all(group.members for group in account.groups.values())
+
+
+def _check_places(market: Market) -> None:
+    """Sold and open lots of each kind, by site and hour, are what the orders say and fit."""
+    asks: dict[tuple[int, int], int] = {}
+    runs: dict[tuple[int, int], int] = {}
+    resold: dict[int, int] = {}
+    for order in market.orders.values():
+        if order.is_bid:
+            _check_quantity(order)
+            continue
+        site, position = order.site, order.position
+        assert site is not None
+        if order.run_lots is not None:
+            assert sum(order.run_lots) == order.leaves_lots
+            assert opened(order.run_lots, order.min_hours) == order.run_lots
+            assert order.worth_micros == order.price * order.leaves_lots * order.tick_lot_micros
+            for index, lots in enumerate(order.run_lots):
+                key = (site.number, order.hour + index)
+                runs[key] = runs.get(key, 0) + lots
+            continue
+        _check_quantity(order)
+        assert order.site_hour is site.hours[order.hour]
+        assert order.order_id in order.site_hour.asks
+        if position is not None:
+            resold[position.trade_id] = resold.get(position.trade_id, 0) + order.leaves_lots
+        else:
+            asks[site.number, order.hour] = asks.get((site.number, order.hour), 0) + order.leaves_lots
+    for trade_id, lots in resold.items():
+        fill = market.fills[trade_id]
+        assert lots <= fill.resale_lots <= fill.lots
+    for number, site in market.sites.items():
+        for hour, place in site.hours.items():
+            assert place.open_asks == asks.pop((number, hour), 0), (number, hour)
+            assert place.open_runs == runs.pop((number, hour), 0), (number, hour)
+            for open_lots in (place.open_asks, place.open_runs):
+                assert open_lots == 0 or place.sold + open_lots <= place.capacity, (number, hour)
+            if place.by_price is not None:
+                assert place.by_price == sorted(place.asks.values(), key=lambda o: (o.price, o.priority))
+    assert not asks
+    assert not any(runs.values())
+
+
+def _check_quantity(order: Order) -> None:
+    assert order.worth_micros == order.price * order.leaves_lots * order.hours * order.tick_lot_micros
+    if order.display_lots:
+        assert 0 < order.shown_lots <= min(order.display_lots, order.leaves_lots)
+    else:
+        assert order.shown_lots == order.leaves_lots
+
+
+def _check_side(side: CellSide) -> None:
+    keys = list(side.keys)
+    assert keys == sorted(side.levels)
+    assert side.best is (side.levels[keys[0]] if keys else None)
+    for key, level in side.levels.items():
+        order, last = level.oldest, None
+        assert order is not None
+        while order is not None:
+            assert order.level is level
+            assert order.older is last
+            assert order.cell == side.cell
+            assert side.sign * order.price == key == level.key
+            assert last is None or last.priority < order.priority
+            last, order = order, order.newer
+        assert level.newest is last
+
+
+def _check_book(market: Market, book: Book) -> None:
+    for side in [*book.bids.values(), *book.asks.values()]:
+        _check_side(side)
+    if book.phase != CONTINUOUS:
+        return
+    for bids in book.bids.values():
+        for bid in bids.orders():
+            if not open_sides(book, bid, market.eligibility):
+                # The best bid of the cell meets nothing, so no other does.
+                break
+            for asks in open_sides(book, bid, market.eligibility):
+                for ask in asks.orders():
+                    if ask.price > bid.price:
+                        break
+                    assert ask.account.group == bid.account.group, f"{bid.order_id} crosses {ask.order_id}"
+    for block in book.blocks.values():
+        if block.order_id not in market.pending_retries and block.hour == book.hour:
+            plan = plan_block(market, block, eligible_sites(market, block))
+            assert plan is None, f"block {block.order_id} could trade at {plan.site.number}"
