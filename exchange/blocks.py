@@ -354,8 +354,10 @@ def enter_block(
         events.append(market.end(block, EndReason.IMMEDIATE))
     else:
         events += market.end_all(evicted, EndReason.EVICTED)
+        listed = block.book.listed
+        block.book = market.book(listed, block.hour)
         for hour in range(block.hour, block.hour + block.hours):
-            market.book(block.book.listed, hour).blocks[block.order_id] = block
+            market.book(listed, hour).blocks[block.order_id] = block
 
 
 def enter_run(market: Market, run: Order, events: Events) -> None:
