@@ -3,12 +3,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test check fuzz bench-gateway lock clean
+.PHONY: run test check build fuzz bench-gateway bench-engine lock clean
 
-run: $(READY)  ## start the exchange with its own Postgres and run the main job
+run: build  ## start the exchange with its own Postgres and run the main job
 	$(BIN)/cux demo $(ARGS)
 
-test: $(READY)  ## run the tests
+test: build  ## run the tests
 	$(BIN)/pytest $(ARGS)
 
 check: $(READY)  ## formatting, lint, types
@@ -16,11 +16,17 @@ check: $(READY)  ## formatting, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-fuzz: $(READY)  ## the engine against its slow twin, for long
+build: $(READY)  ## compile the engine; without a C compiler it runs interpreted
+	@$(BIN)/python setup.py -q build_ext --inplace
+
+fuzz: build  ## the engine against its slow twin, for long
 	HYPOTHESIS_PROFILE=long $(BIN)/pytest --timeout 0 tests/test_engine_properties.py $(ARGS)
 
-bench-gateway: $(READY)  ## what an order costs through the gateway, beside a bare WebSocket echo
+bench-gateway: build  ## what an order costs through the gateway, beside a bare WebSocket echo
 	$(BIN)/python -m benchmarks.gateway
+
+bench-engine: $(READY)  ## operations a second of the engine, beside other matching engines for Python
+	$(BIN)/python -m benchmarks.engine $(ARGS)
 
 lock: $(READY)  ## pin every dependency by version and hash
 	$(BIN)/pip install -q uv
@@ -28,7 +34,7 @@ lock: $(READY)  ## pin every dependency by version and hash
 		--all-extras --universal --python-version 3.11 pyproject.toml -o constraints.txt
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) .cux
+	rm -rf $(VENV) .cux build exchange/__compiled__ exchange/*.so benchmarks/.cache
 
 $(READY): constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)

@@ -5,12 +5,12 @@ No clock, no randomness, no input or output, no floats, no iteration over sets.
 
 import hashlib
 from heapq import heappop
-from pathlib import Path
 
 from exchange import slots
 from exchange.auction import CallBook
 from exchange.blocks import eligible_sites, plan_block, reduce_run, trade_block
 from exchange.book import CALL, CLEARING
+from exchange.build import rules_digest
 from exchange.calls import call_book, call_is_due, end_call, propose
 from exchange.entry import cancel_order, enter, replace_order
 from exchange.invariants import check
@@ -48,30 +48,7 @@ from schemas.events import AnyEvent, BlockRetried, ContractClosed, EndReason, Er
 from schemas.reasons import RejectReason
 from schemas.venue import Venue
 
-RULES = (
-    "auction",
-    "blocks",
-    "book",
-    "calls",
-    "contract",
-    "eligibility",
-    "engine",
-    "entry",
-    "funds",
-    "hourly",
-    "market",
-    "matching",
-    "order",
-    "registry",
-    "slots",
-    "standing",
-    "state",
-)
-"""The modules that decide."""
-
-ENGINE_DIGEST = hashlib.sha256(
-    b"".join((Path(__file__).parent / f"{name}.py").read_bytes() for name in RULES)
-).digest()
+ENGINE_DIGEST = rules_digest()
 """SHA-256 of the modules that decide; an era names the one that made it."""
 
 EMPTY_STATE = hashlib.sha256(b"").digest()

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 from rich.table import Column
 
+from exchange import ENGINE_BUILD
 from exchange.folder import FORMAT, DataFolder, Settings
 from gateway.cli.app import (
     FOLDER,
@@ -36,7 +37,7 @@ VenueName = Annotated[str, typer.Argument(help="A catalogue: china, europe, or a
 
 @app.command()
 def version(as_json: AsJson = False) -> None:
-    """Say which versions of software, protocol and rules these are."""
+    """Say which versions of software, protocol and rules these are, and which build of the engine runs."""
     from importlib.metadata import version as installed  # noqa: PLC0415
 
     data = {
@@ -44,6 +45,7 @@ def version(as_json: AsJson = False) -> None:
         "protocol": PROTOCOL_VERSION,
         "rules": RULES_VERSION,
         "data_format": FORMAT,
+        "engine": ENGINE_BUILD,
     }
     show(as_json, data, lines(data))
 
