@@ -45,8 +45,10 @@ from tests.small_venue import SMALL_VENUE
 
 ROOT = Path(__file__).parent.parent
 START_SECONDS = 60.0
-VENUE: Venue = replace(SMALL_VENUE, limits=replace(SMALL_VENUE.limits, open_orders_max=20_000))
-"""The small venue without its small bound of open orders."""
+VENUE: Venue = replace(
+    SMALL_VENUE, limits=replace(SMALL_VENUE.limits, open_orders_max=20_000), horizon_hours=2000
+)
+"""The small venue without its small bound of open orders, and with hours for every test."""
 VALID_UNTIL = START_NS + 600 * 10**9
 REQUIREMENT = {"zone": "east", "latency": "L4", "carbon": "E", "security": "S1"}
 

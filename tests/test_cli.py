@@ -125,7 +125,7 @@ BOOK = contract(FIRST_HOUR).replace("H100", "H800")
 
 def test_the_versions_are_said_in_both_forms(cux: Cux) -> None:
     versions = cux("version", "--json").json
-    assert set(versions) == {"cux", "protocol", "rules", "data_format"}
+    assert set(versions) == {"cux", "protocol", "rules", "data_format", "engine"}
     assert cux("version").out == "".join(f"{name} {value}\n" for name, value in versions.items())
 
 
@@ -396,6 +396,71 @@ def test_a_number_that_no_command_carries_is_refused(
     assert (said.code, said.out) == (2, "")
     assert "Input should be less than or equal to" in said.sentence
     assert "Traceback" not in said.error
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("contract", "halt", "H800-SXM"),
+        ("contract", "resume", "H800-SXM.20261124T25"),
+        ("site", "derate", 1, "--from", "20261124", "--until", "20261124T14", "--gpus", 1),
+        ("site", "derate", 1, "--from", "20261124T13", "--until", "tomorrow", "--gpus", 1),
+        ("site", "derate", 7, "--from", "20261124T13", "--until", "20261124T14", "--gpus", 1),
+        ("site", "derate", 1, "--from", "20261124T13", "--until", "20261124T14", "--gpus", "0.5"),
+        ("site", "derate", 1, "--from", "20261124T13", "--until", "20261124T14", "--gpus", "-1"),
+    ],
+)
+def test_an_act_that_names_nothing_is_refused_with_what_is_wanted(
+    cux: Cux, exchange: Served, words: tuple[object, ...]
+) -> None:
+    said = cux(*words, "--folder", exchange.folder.path)
+    assert (said.code, said.out) == (2, "")
+    assert "wanted" in said.sentence
+    assert "Traceback" not in said.error
+
+
+def test_operators_stop_and_restart_what_they_name(cux: Cux, exchange: Served, place: Path) -> None:
+    at = ("--folder", exchange.folder.path)
+
+    def done(*words: object, why: str) -> dict[str, Any]:
+        """Do it, and say what the log holds of it."""
+        (answer,) = cux(*words, *at, "--reason", why, "--json").json
+        shown = cux("log", "show", "--from", answer["sequence"], "--count", 1, *at).out
+        command: dict[str, Any] = json.loads(shown)["command"]
+        assert command["authority"]["reason"] == why
+        return {**command, "event": answer["event"]}
+
+    halted = done("contract", "halt", BOOK, why="examined")
+    assert (halted["type"], halted["class_code"], halted["delivery_hour"]) == (
+        "halt_contract",
+        "H800-SXM",
+        FIRST_HOUR,
+    )
+    assert cux("book", BOOK, "--url", exchange.url, "--json").json["phase"] == "halted"
+    again = cux("contract", "halt", BOOK, *at)
+    assert (again.code, again.error.startswith("cux: wrong_phase: ")) == (1, True)
+    assert done("contract", "resume", BOOK, why="clear")["type"] == "resume_contract"
+    assert cux("book", BOOK, "--url", exchange.url, "--json").json["phase"] == "call"
+
+    suspended = done("participant", "suspend", 2, why="late")
+    assert (suspended["type"], suspended["event"]["account"]) == ("suspend_account", 2)
+    assert done("participant", "reinstate", 2, why="paid")["type"] == "reinstate_account"
+    said = cux("participant", "suspend", 99, *at)
+    assert (said.code, said.error.startswith("cux: unknown_account: account 99 ")) == (1, True)
+
+    hours = [contract(FIRST_HOUR + n).partition(".")[2] for n in (0, 2)]
+    derate = ("site", "derate", 1, "--from", hours[0], "--until", hours[1], "--gpus")
+    derated = done(*derate, 1, why="cooling")
+    assert [derated[name] for name in ("site", "from_hour", "until_hour", "capacity_lots")] == [
+        *(1, FIRST_HOUR, FIRST_HOUR + 2, 1),
+    ]  # fmt: skip
+    # Two GPUs are sold in its first hour.
+    assert derated["event"]["oversold_hours"] == [FIRST_HOUR]
+    told = cux(*derate, 0, *at).out.splitlines()
+    assert told[0].startswith("site_derated, record ")
+    assert told[1:] == [f"oversold: {BOOK}"]
+    whole = cux(*derate, 512, *at).out.splitlines()
+    assert len(whole) == 1
 
 
 def test_the_log_is_verified_and_shown(cux: Cux, exchange: Served) -> None:

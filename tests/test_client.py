@@ -9,14 +9,18 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import gateway.client as client_module
+from exchange.contract import HOUR_NS
 from gateway.client import Client, LostError, RefusedError
+from schemas.commands import Requirement, Side
 from schemas.reasons import DoorError, RejectReason
-from schemas.wire import OrderResult
+from schemas.wire import OfferEnter, OrderReplace, OrderResult
 from tests.exchange_fixture import (
+    REQUIREMENT,
     VALID_UNTIL,
     Running,
     ask,
@@ -96,6 +100,39 @@ async def test_an_order_whose_answer_was_lost_is_entered_once(exchange: Running)
         assert losing.done(), "the answer came before the line was cut"
         found = await client.call("order.open", None, list[OrderResult])
         assert found == [result]
+
+
+async def test_a_replace_whose_answer_was_lost_is_found_to_be_done(exchange: Running) -> None:
+    who, hour = await exchange.register(), exchange.new_hour()
+    async with Line(exchange.port).laid() as line, Client(line.url, who.key) as client:
+        entered = await client.enter(order(bid("lost", hour, "5")))
+        terms = {"valid_until": VALID_UNTIL, "gpus": "3", "price": "9"}
+        change = msgspec.convert({"order_id": entered.order_id, **terms}, OrderReplace)
+        losing = asyncio.create_task(_swallow_the_next_answer(line))
+        result = await client.replace(change)
+        assert losing.done(), "the answer came before the line was cut"
+        assert (result.status, result.gpus, result.price) == ("open", "3", "9")
+        # The same again, with nothing lost, is refused like any other that changes nothing.
+        with pytest.raises(RefusedError) as refusal:
+            await client.replace(change)
+        assert refusal.value.code == RejectReason.NOTHING_TO_CHANGE
+
+
+async def test_a_standing_offer_whose_answer_was_lost_is_entered_once(exchange: Running) -> None:
+    who, hour = await exchange.register(), exchange.new_hour()
+    async with Line(exchange.port).laid() as line, Client(line.url, who.key) as client:
+        offer = OfferEnter(
+            name="lost", valid_until=VALID_UNTIL, side=Side.BUY, class_code="H100-SXM",
+            from_time=hour * HOUR_NS, until_time=(hour + 3) * HOUR_NS, gpus="1", price_curve=("5",),
+            requirement=Requirement(**REQUIREMENT),
+        )  # fmt: skip
+        losing = asyncio.create_task(_swallow_the_next_answer(line))
+        result = await client.enter_offer(offer)
+        assert losing.done(), "the answer came before the line was cut"
+        assert [one.offer_id for one in await client.offers()] == [result.offer_id]
+        with pytest.raises(RefusedError) as refusal:
+            await client.enter_offer(offer)
+        assert refusal.value.code == RejectReason.DUPLICATE_OFFER
 
 
 async def test_an_order_that_is_no_longer_valid_when_the_line_is_back_is_asked_for() -> None:

@@ -8,7 +8,7 @@ import random
 import signal
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -41,18 +41,22 @@ from schemas.commands import (
     EndCall,
     EnterOrder,
     EnterStandingOffer,
+    HaltContract,
     ListStandingOffer,
     MassCancel,
     OrderType,
     PostSettlement,
     ProposeClearing,
+    ReinstateAccount,
     ReplaceOrder,
     ReplaceStandingOffer,
     Requirement,
+    ResumeContract,
     RetryBlock,
     Scope,
     SelfTrade,
     Side,
+    SuspendAccount,
     Tick,
     TimeInForce,
 )
@@ -82,10 +86,21 @@ from schemas.events import (
 from schemas.reasons import DoorError, RejectReason
 from schemas.records import Decoded, Record
 from schemas.venue import CallRules
-from schemas.wire import Fill, Funds, OrderEnter, OrderResult
+from schemas.wire import (
+    Fill,
+    Funds,
+    OfferEnter,
+    OfferReplace,
+    OfferResult,
+    OrderEnter,
+    OrderNamed,
+    OrderReplace,
+    OrderResult,
+)
 from tests.exchange_fixture import (
     REQUIREMENT,
     VALID_UNTIL,
+    VENUE,
     Exchange,
     Participant,
     Running,
@@ -367,6 +382,341 @@ async def test_a_block_has_a_fill_for_each_hour_and_ask(exchange: Running) -> No
         assert (await buys.funds()).committed == "132"
 
 
+def change(name: str, gpus: str, price: str) -> OrderReplace:
+    return OrderReplace(client_order_id=name, valid_until=VALID_UNTIL, gpus=gpus, price=price)
+
+
+async def test_a_replaced_order_keeps_its_place_only_with_fewer_gpus_at_its_price(exchange: Running) -> None:
+    seller, buyer = await exchange.register("1000"), await exchange.register()
+    site, hour = await exchange.certify(seller), exchange.new_hour()
+    async with exchange.client(seller) as sells, exchange.client(buyer) as buys:
+        for name in ("a", "b", "c"):
+            await sells.enter(order(ask(name, site, hour, "4", "10")))
+        more = await sells.replace(change("a", "5", "10"))
+        assert (more.status, more.gpus, more.price, more.leaves_gpus) == ("open", "5", "10", "5")
+        fewer = await sells.replace(change("b", "2", "10"))
+        assert (fewer.gpus, fewer.leaves_gpus) == ("2", "2")
+        # A bond of a tenth and the higher fee of 0.1 % of 11 GPUs at 10.00.
+        assert (await sells.funds()).reserved == "11.11"
+        for name, gpus in (("1", "3"), ("2", "4"), ("3", "2")):
+            await buys.enter(order(bid(name, hour, gpus)))
+        assert [fill.client_order_id for fill in await sells.fills()] == ["b", "c", "c", "a", "a"]
+        # At or below what is filled the rest ends.
+        ended = await sells.replace(change("a", "3", "10"))
+        assert (ended.status, ended.end_reason, ended.filled_gpus) == ("canceled", "replaced", "3")
+
+
+@pytest.mark.parametrize(
+    ("terms", "code", "field"),
+    [
+        (("5", "10"), RejectReason.NOTHING_TO_CHANGE, "gpus"),
+        (("0", "10"), RejectReason.QUANTITY_OUT_OF_RANGE, "gpus"),
+        (("5", "0"), RejectReason.PRICE_OUT_OF_RANGE, "price"),
+        (("100000", "10"), RejectReason.INSUFFICIENT_FUNDS, "account"),
+    ],
+)
+async def test_a_refused_replace_names_its_field_and_leaves_the_order_as_it_was(
+    exchange: Running, terms: tuple[str, str], code: int, field: str
+) -> None:
+    who, hour = await exchange.register(), exchange.new_hour()
+    async with exchange.client(who) as client:
+        before = await client.enter(order(bid("a", hour, "5", "10")))
+        with pytest.raises(RefusedError) as refusal:
+            await client.replace(change("a", *terms))
+        assert (refusal.value.code, refusal.value.data["field"]) == (code, field)
+        assert await client.status("a") == before
+
+
+async def test_a_mass_cancel_ends_what_it_names_and_tells_how_many(exchange: Running) -> None:
+    who, stranger = await exchange.register(), await exchange.register()
+    site, hour = await exchange.certify(who), exchange.new_hour()
+    async with exchange.client(who) as client, exchange.client(stranger) as other:
+        await other.enter(order(bid("theirs", hour, "1", "1")))
+        for name, at in (("b0", hour), ("b1", hour + 1), ("b2", hour + 2)):
+            await client.enter(order(bid(name, at, "1", "1")))
+        await client.enter(order(bid("block", hour, "1", "1", hours=2)))
+        await client.enter(order(ask("a0", site, hour, "1", "9")))
+
+        async def left() -> list[str]:
+            return [one.client_order_id for one in await client.open_orders()]
+
+        # A block counts in each of its hours.
+        assert await client.mass_cancel("H100-SXM", (hour + 1) * HOUR_NS) == 2
+        assert await left() == ["b0", "b2", "a0"]
+        assert await client.mass_cancel(side=Side.SELL) == 1
+        assert (await client.status("a0")).end_reason == "requested"
+        assert await client.mass_cancel() == 2
+        assert await left() == []
+        assert len(await other.open_orders()) == 1
+
+
+async def test_an_iceberg_stands_in_the_book_with_what_it_shows(exchange: Running) -> None:
+    seller, buyer = await exchange.register(), await exchange.register()
+    site, hour = await exchange.certify(seller), exchange.new_hour()
+    async with exchange.client(seller) as sells, exchange.client(buyer) as buys:
+        ice = await sells.enter(order(ask("ice", site, hour, "9", "10", display_gpus="2")))
+        assert (ice.leaves_gpus, ice.shown_gpus) == ("9", "2")
+        await buys.enter(order(bid("b", hour, "3")))
+        found = await sells.status("ice")
+        assert (found.leaves_gpus, found.shown_gpus) == ("6", "1")
+        book: dict[str, Any] = await buys.call("market.snapshot", {"contract": contract(hour)})
+        assert [row["gpus"] for row in book["asks"]] == ["1"]
+        assert book["phase"] == "continuous"
+
+
+async def test_post_only_minimum_and_fill_or_kill_are_judged_on_entry(exchange: Running) -> None:
+    seller, buyer = await exchange.register(), await exchange.register()
+    site, hour = await exchange.certify(seller), exchange.new_hour()
+    async with exchange.client(seller) as sells, exchange.client(buyer) as buys:
+        await sells.enter(order(ask("a", site, hour, "5", "10")))
+        for name, gpus, terms, code in (
+            ("p", "1", {"post_only": True}, RejectReason.POST_ONLY_WOULD_TRADE),
+            ("m", "8", {"min_gpus": "6"}, RejectReason.MINIMUM_NOT_FILLABLE),
+            ("f", "6", {"time_in_force": "fok"}, RejectReason.NOT_FILLABLE),
+        ):
+            with pytest.raises(RefusedError) as refusal:
+                await buys.enter(order(bid(name, hour, gpus, **terms)))
+            assert refusal.value.code == code
+        assert (await sells.status("a")).leaves_gpus == "5"
+        passive = await buys.enter(order(bid("p", hour, "1", "9", post_only=True)))
+        assert (passive.status, passive.fills) == ("open", ())
+        whole = await buys.enter(order(bid("f", hour, "2", time_in_force="fok")))
+        assert whole.status == "filled"
+        part = await buys.enter(order(bid("m", hour, "8", min_gpus="3")))
+        assert (part.status, part.filled_gpus, part.leaves_gpus) == ("open", "3", "5")
+
+
+@pytest.mark.parametrize(
+    ("mode", "maker", "taker"),
+    [("cancel_taker", "open", "canceled"), ("cancel_maker", "canceled", "open"),
+     ("cancel_both", "canceled", "canceled")],
+)  # fmt: skip
+async def test_which_of_an_account_s_own_orders_gives_way_is_its_choice(
+    exchange: Running, mode: str, maker: str, taker: str
+) -> None:
+    who = await exchange.register()
+    site, hour = await exchange.certify(who), exchange.new_hour()
+    async with exchange.client(who) as client:
+        await client.enter(order(ask("a", site, hour)))
+        result = await client.enter(order(bid("b", hour, self_trade=mode)))
+        assert result.status == taker
+        assert (await client.status("a")).status == maker
+        assert {result.end_reason, (await client.status("a")).end_reason} <= {None, "self_trade"}
+        assert await client.fills() == []
+
+
+async def test_alternatives_share_one_reserve_and_end_together(exchange: Running) -> None:
+    seller, buyer = await exchange.register(), await exchange.register("100")
+    site, hour = await exchange.certify(seller), exchange.new_hour()
+    async with exchange.client(seller) as sells, exchange.client(buyer) as buys:
+        for n, price in enumerate(("10", "12")):
+            await buys.enter(order(bid(f"b{n}", hour + n, "4", price, exclusive_group="either")))
+        # 4 GPUs at 12.00 and 0.1 %, not the sum.
+        assert (await buys.funds()).reserved == "48.048"
+        await sells.enter(order(ask("a", site, hour, "1")))
+        thinned = await buys.status("b1")
+        assert (thinned.status, thinned.leaves_gpus, thinned.exclusive_group) == ("open", "3", "either")
+        await sells.enter(order(ask("b", site, hour + 1, "3")))
+        ended = await buys.status("b0")
+        assert (ended.status, ended.end_reason, ended.filled_gpus) == ("canceled", "group", "1")
+        assert (await buys.funds()).reserved == "0"
+
+
+async def test_what_was_bought_can_be_resold_once(exchange: Running) -> None:
+    seller, buyer, second = [await exchange.register() for _ in range(3)]
+    site, hour = await exchange.certify(seller), exchange.new_hour()
+    async with (
+        exchange.client(seller) as sells,
+        exchange.client(buyer) as buys,
+        exchange.client(second) as wants,
+    ):
+        await sells.enter(order(ask("a", site, hour, "3", "10")))
+        (fill,) = (await buys.enter(order(bid("b", hour, "3")))).fills
+        with pytest.raises(RefusedError) as refusal:
+            await buys.enter(order(ask("r0", site, hour, "4", "12", position=fill.trade_id)))
+        assert refusal.value.code == RejectReason.POSITION_EXCEEDED
+        await buys.enter(order(ask("r1", site, hour, "2", "12", position=fill.trade_id)))
+        (bought,) = (await wants.enter(order(bid("w", hour, "2", "12")))).fills
+        assert (bought.price, bought.position) == ("12", 0)
+        resold = (await buys.fills())[-1]
+        assert (resold.side, resold.gpus, resold.position) == (Side.SELL, "2", fill.trade_id)
+        with pytest.raises(RefusedError) as refusal:
+            await wants.enter(order(ask("r2", site, hour, "1", "12", position=fill.trade_id)))
+        assert refusal.value.code == RejectReason.UNKNOWN_POSITION
+
+
+async def test_a_run_sells_windows_that_leave_no_shorter_remnant(exchange: Running) -> None:
+    seller, buyer = await exchange.register(), await exchange.register()
+    site, hour = await exchange.certify(seller), exchange.new_hour()
+    async with exchange.client(seller) as sells, exchange.client(buyer) as buys:
+        run = await sells.enter(order(ask("run", site, hour, "4", "10", hours=4, min_hours=2)))
+        assert (run.gpus, run.leaves_gpus, run.run_gpus) == ("4", "16", ("4", "4", "4", "4"))
+        # Three hours would leave one.
+        waits = await buys.enter(order(bid("three", hour, "1", "10", hours=3)))
+        assert waits.status == "open"
+        block = await buys.enter(order(bid("two", hour + 2, "3", "10", hours=2)))
+        assert (block.status, len(block.fills)) == ("filled", 2)
+        sold = await sells.status("run")
+        assert (sold.filled_gpus, sold.leaves_gpus, sold.run_gpus) == ("6", "10", ("4", "4", "1", "1"))
+        fewer = await sells.replace(change("run", "3", "10"))
+        assert (fewer.status, fewer.leaves_gpus, fewer.run_gpus) == ("open", "6", ("3", "3", "0", "0"))
+
+
+async def soon(ask: Callable[[], Awaitable[Any]], expected: Any) -> None:
+    """Return when the answer is the one expected, soon."""
+    deadline = time.monotonic() + 10
+    while (found := await ask()) != expected:
+        assert time.monotonic() < deadline, found
+        await asyncio.sleep(0.02)
+
+
+def standing(name: str, hour: int, hours: int, **changes: Any) -> OfferEnter:
+    """A standing ask of 2 GPUs at 10.00."""
+    terms: dict[str, Any] = {
+        "name": name, "valid_until": VALID_UNTIL, "side": "sell", "class": "H100-SXM",
+        "from": hour * HOUR_NS, "until": (hour + hours) * HOUR_NS, "gpus": "2", "price_curve": ["10"],
+        "carbon": "E",
+    }  # fmt: skip
+    return msgspec.convert({**terms, **changes}, OfferEnter)
+
+
+async def test_a_standing_offer_lists_its_hours_is_changed_and_withdrawn_as_one(exchange: Running) -> None:
+    seller, buyer = await exchange.register(), await exchange.register()
+    site, hour = await exchange.certify(seller, gpus=4), exchange.new_hour()
+    async with exchange.client(seller) as sells, exchange.client(buyer) as buys:
+        # An hour that is full already cannot be listed.
+        await sells.enter(order(ask("full", site, hour + 3, "4", "99")))
+        offer = await sells.enter_offer(standing("nightly", hour, 48, site=site))
+        assert (offer.name, offer.gpus, offer.price_curve) == ("nightly", "2", ("10",))
+
+        async def told() -> OfferResult:
+            (found,) = await sells.offers()
+            return found
+
+        async def listed() -> int:
+            return (await told()).open_orders
+
+        await soon(listed, 47)
+        found = await told()
+        assert (found.offer_id, found.listed_until) == (offer.offer_id, (hour + 48) * HOUR_NS)
+        (skipped,) = found.skipped
+        assert (skipped.delivery_start, skipped.reason) == (
+            (hour + 3) * HOUR_NS,
+            RejectReason.CAPACITY_EXCEEDED,
+        )
+        taken = await buys.enter(order(bid("b", hour + 1, "2")))
+        assert taken.status == "filled"
+        (sold,) = await sells.fills()
+        assert sold.client_order_id == ""
+        order_of = await sells.call("order.status", OrderNamed(order_id=sold.order_id), OrderResult)
+        assert (order_of.offer_id, order_of.status) == (offer.offer_id, "filled")
+        assert (await sells.cancel_offer(offer.offer_id)).open_orders == 0
+        assert [one.client_order_id for one in await sells.open_orders()] == ["full"]
+
+
+async def test_a_standing_offer_is_replaced_while_hours_are_still_to_come(exchange: Running) -> None:
+    seller = await exchange.register()
+    site, hour = await exchange.certify(seller, gpus=4), exchange.new_hour()
+    horizon = START_NS // HOUR_NS + VENUE.horizon_hours
+    async with exchange.client(seller) as sells:
+        long = standing("long", horizon - 1, 9, site=site)
+        offer = await sells.enter_offer(long)
+
+        async def prices() -> list[str]:
+            return [f"{one.gpus} @ {one.price}" for one in await sells.open_orders()]
+
+        await soon(prices, ["2 @ 10", "2 @ 10"])
+        again = OfferReplace(
+            offer_id=offer.offer_id, valid_until=VALID_UNTIL, gpus="3", price_curve=("11.5",)
+        )
+        changed = await sells.replace_offer(again)
+        assert (changed.status, changed.gpus, changed.price_curve) == ("listing", "3", ("11.5",))
+        await soon(prices, ["3 @ 11.5", "3 @ 11.5"])
+        for refused, code, field in (
+            (sells.enter_offer(long), RejectReason.DUPLICATE_OFFER, "name"),
+            (sells.replace_offer(again), RejectReason.NOTHING_TO_CHANGE, "gpus"),
+            (
+                sells.enter_offer(standing("hours", hour, 0, site=site)),
+                RejectReason.HOURS_OUT_OF_RANGE,
+                "until",
+            ),
+            (
+                sells.enter_offer(standing("curve", hour, 9, site=site, price_curve=["1", "2"])),
+                RejectReason.CURVE_OUT_OF_RANGE,
+                "price_curve",
+            ),
+        ):
+            with pytest.raises(RefusedError) as refusal:
+                await refused
+            assert (refusal.value.code, refusal.value.data["field"]) == (code, field)
+        ended = await sells.cancel_offer(offer.offer_id)
+        assert (ended.status, ended.end_reason) == ("ended", "withdrawn")
+
+
+async def test_what_an_operator_stops_is_stopped_for_all_and_told(exchange: Running) -> None:
+    seller, buyer = await exchange.register(), await exchange.register()
+    site, hour = await exchange.certify(seller, gpus=9), exchange.new_hour()
+    heard: list[tuple[str, Any]] = []
+    async with (
+        exchange.client(seller) as sells,
+        exchange.client(buyer, lambda *message: heard.append(message)) as buys,
+    ):
+        await buys.call("market.subscribe", {"channels": ["status"]})
+        await sells.enter(order(ask("a", site, hour, "9", "10")))
+        await exchange.operate(HaltContract("H100-SXM", hour))
+        with pytest.raises(RefusedError) as refusal:
+            await buys.enter(order(bid("b", hour)))
+        assert refusal.value.code == RejectReason.WRONG_PHASE
+        assert (await sells.status("a")).phase == "halted"
+        assert (await sells.replace(change("a", "8", "10"))).gpus == "8"
+        await exchange.operate(ResumeContract("H100-SXM", hour))
+        await until(lambda: len(heard) == 2)
+        assert [(channel, data["phase"]) for channel, data in heard] == [
+            ("status", "halted"),
+            ("status", "call"),
+        ]
+        await exchange.operate(SuspendAccount(buyer.account))
+        with pytest.raises(RefusedError) as refusal:
+            await buys.enter(order(bid("b", hour + 1)))
+        assert refusal.value.code == RejectReason.ACCOUNT_SUSPENDED
+        await exchange.operate(ReinstateAccount(buyer.account))
+        await buys.enter(order(bid("b", hour + 1)))
+        (answer,) = await exchange.operate(DerateSite(site, hour, hour + 2, 3))
+        assert answer["event"] == {"type": "site_derated", "site": site}
+        cut = await sells.status("a")
+        assert (cut.status, cut.leaves_gpus) == ("open", "3")
+
+
+async def test_a_halted_contract_restarts_through_a_call() -> None:
+    heard: list[tuple[str, Any]] = []
+    with running() as exchange:
+        seller, buyer = await exchange.register(), await exchange.register()
+        site, hour = await exchange.certify(seller), exchange.new_hour()
+        async with (
+            exchange.client(seller) as sells,
+            exchange.client(buyer, lambda *message: heard.append(message)) as buys,
+        ):
+            await buys.call("market.subscribe", {"channels": ["status", "auction", "trades"]})
+            await exchange.operate(HaltContract("H100-SXM", hour), ResumeContract("H100-SXM", hour))
+            await sells.enter(order(ask("a", site, hour, "2", "10")))
+            waits = await buys.enter(order(bid("b", hour, "3", "12", time_in_force="auction")))
+            assert (waits.status, waits.phase, waits.fills) == ("open", "call", ())
+            await exchange.set_clock(START_NS + 100 * 10**9)
+            await until(lambda: [c for c, _ in heard].count("trades") == 1)
+            bought = await buys.status("b")
+            assert (bought.status, bought.end_reason, bought.filled_gpus) == ("canceled", "call_ended", "2")
+            (fill,) = bought.fills
+            # Both sides pay the maker's fee of 0.05 %, at the middle of what any of them would pay.
+            assert (fill.price, fill.fee) == ("11", "0.011")
+            assert (await sells.status("a")).status == "filled"
+            (auction,) = [data for channel, data in heard if channel == "auction"]
+            (price,) = auction["prices"]
+            assert (auction["gpus"], price["price"], price["cell"]["carbon"]) == ("2", "11", "E")
+            (trade,) = [data for channel, data in heard if channel == "trades"]
+            assert trade["taker"] is None
+            await until(lambda: heard[-1][1].get("phase") == "continuous")
+
+
 async def test_a_repeat_over_a_new_connection_gets_the_first_answer(exchange: Running) -> None:
     who, hour = await exchange.register("100"), exchange.new_hour()
     async with exchange.client(who) as first:
@@ -422,6 +772,7 @@ async def test_calls_beyond_the_bound_of_those_that_wait_are_refused_at_once(exc
 
 INVALID = DoorError.INVALID_PARAMS
 FAR = 2**62 // HOUR_NS * HOUR_NS
+MARKET = {"order_type": "market", "price": None, "time_in_force": "ioc"}
 NO_ZONE, NO_TIER = {**REQUIREMENT, "zone": "mars"}, {**REQUIREMENT, "latency": "L9"}
 
 
@@ -472,6 +823,26 @@ NO_ZONE, NO_TIER = {**REQUIREMENT, "zone": "mars"}, {**REQUIREMENT, "latency": "
         ({"requirement": {**REQUIREMENT, "zone": 5}}, INVALID, "requirement.zone", 5),
         ({"requirement": {"zone": "east"}}, INVALID, "requirement.latency", None),
         ({"gpus": "100000", "price": "100000"}, RejectReason.INSUFFICIENT_FUNDS, None, None),
+        ({"price": None}, RejectReason.PRICE_OUT_OF_RANGE, "price", None),
+        ({"order_type": "stop"}, INVALID, "order_type", "stop"),
+        ({"order_type": "market"}, RejectReason.ORDER_TYPE_MISMATCH, "order_type", "market"),
+        ({**MARKET, "time_in_force": "gtc"}, RejectReason.ORDER_TYPE_MISMATCH, "order_type", "market"),
+        (MARKET, RejectReason.NO_REFERENCE_PRICE, "order_type", "market"),
+        ({"time_in_force": "auction"}, RejectReason.WRONG_PHASE, None, None),
+        ({"time_in_force": "fok"}, RejectReason.NOT_FILLABLE, None, None),
+        ({"min_gpus": "0.5"}, INVALID, "min_gpus", "0.5"),
+        ({"min_gpus": "2"}, RejectReason.MINIMUM_OUT_OF_RANGE, "min_gpus", "2"),
+        ({"min_gpus": "1"}, RejectReason.MINIMUM_NOT_FILLABLE, "min_gpus", "1"),
+        ({"display_gpus": "0.5"}, INVALID, "display_gpus", "0.5"),
+        ({"display_gpus": "1"}, RejectReason.DISPLAY_OUT_OF_RANGE, "display_gpus", "1"),
+        ({"post_only": "yes"}, INVALID, "post_only", "yes"),
+        ({"post_only": True, "time_in_force": "ioc"}, RejectReason.POST_ONLY_MISMATCH, "post_only", True),
+        ({"self_trade": "allow"}, INVALID, "self_trade", "allow"),
+        ({"exclusive_group": ""}, INVALID, "exclusive_group", ""),
+        ({"position": -1}, INVALID, "position", -1),
+        ({"position": 1}, RejectReason.SIDE_FIELDS_MISMATCH, "requirement", REQUIREMENT),
+        ({"min_hours": 745}, INVALID, "min_hours", 745),
+        ({"min_hours": 1}, RejectReason.MIN_HOURS_OUT_OF_RANGE, "min_hours", 1),
     ],
     ids=repr,
 )  # fmt: skip

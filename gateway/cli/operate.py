@@ -48,7 +48,7 @@ clock = group("clock", "Simulated time.")
 Account = Annotated[int, typer.Argument(min=1, max=INT64_MAX, help="The account's number.")]
 PublicKey = Annotated[str, typer.Argument(help="The Ed25519 public key as hex; see cux keys new.")]
 Site = Annotated[int, typer.Argument(min=1, max=INT64_MAX, help="The site's number.")]
-Symbol = Annotated[str, typer.Argument(help="As in H800-SXM.20261124T14, UTC.")]
+Symbol = Annotated[str, typer.Argument(metavar="{symbol}", help="As in H800-SXM.20261124T14, UTC.")]
 
 
 async def _ask(folder: Path, method: str, params: Any = None) -> Any:
