@@ -5,6 +5,7 @@ import asyncpg
 from exchange.folder import FolderError
 from exchange.link import BusyError, CoreLostError
 from exchange.log import LogError
+from gateway.cli.auction import CurveError
 from gateway.client import LostError, RefusedError
 from gateway.demo.programs import DemoError
 from gateway.serve import ServeError
@@ -30,6 +31,7 @@ EXPECTED = (
     TraceError,
     MeterError,
     ScenarioError,
+    CurveError,
     ExportError,
     DatabaseError,
     RunError,
