@@ -231,7 +231,11 @@ class Client:
     async def mass_cancel(
         self, class_code: str | None = None, delivery_start: int | None = None, side: Side | None = None
     ) -> int:
-        """Cancel every open order, or those of a class, of a delivery hour, of a side; return how many."""
+        """Cancel every open order, or those of a class, of a delivery hour, of a side; return how many.
+
+        Raises:
+            RefusedError: no open order is named.
+        """
         named = OrderMassCancel(class_code=class_code, delivery_start=delivery_start, side=side)
         return (await self.call("order.mass_cancel", named, MassCancelResult)).orders
 
