@@ -98,7 +98,7 @@ def _plan_of_asks(block: Order, site: Site, served: bytes, most: int) -> BlockPl
     places: list[SiteHour] = []
     for hour in range(block.hour, block.hour + block.hours):
         place = site.hours.get(hour)
-        if place is None or not place.asks:
+        if place is None or place.asks == 0:
             return None
         places.append(place)
     cost = 0
@@ -214,6 +214,8 @@ def serve_blocks(market: Market, ask: Order, events: Events) -> None:
     """Try the resting blocks that an ask may help to fill, best price first, at its site."""
     if ask.leaves_lots == 0:
         return
+    if ask.hours == 1 and not ask.book.blocks:
+        return
     site, books = ask.site, ask.book.listed.books
     assert site is not None
     found: dict[int, Order] = {}
@@ -265,7 +267,7 @@ def cut_runs(market: Market, site: Site, place: SiteHour, hour: int, events: Eve
 
 def cut_asks(market: Market, place: SiteHour, events: Events) -> None:
     """Cut the open hourly asks of a site-hour to what is left of its capacity, newest first."""
-    for ask in sorted(place.asks.values(), key=_newest_first):
+    for ask in sorted(place.all_asks(), key=_newest_first):
         over = place.sold + place.open_asks - place.capacity
         if over <= 0 or place.open_asks == 0:
             return

@@ -5,6 +5,7 @@ from typing import Final
 from sortedcontainers import SortedList
 
 from exchange.contract import HOUR_NS
+from exchange.eligibility import Eligibility
 from exchange.order import Account, Order
 from exchange.slots import Requirement
 from schemas.commands import CertifySite
@@ -15,6 +16,8 @@ CALL: Final = 1
 CLEARING: Final = 2
 CONTINUOUS: Final = 3
 HALTED: Final = 4
+
+CHUNK: Final = 4096
 
 
 class Level:
@@ -50,24 +53,30 @@ class Level:
             self.newest = older
         else:
             newer.older = older
-        order.older = order.newer = order.level = None
+        order.older = order.newer = None
+        order.level = None
 
 
 class CellSide:
-    """One side of one cell. A level's key is its price, negative for bids: the least is the best."""
+    """One side of one cell. A level's key is its price, negative for bids: the least is the best.
 
-    __slots__ = ("best", "cell", "keys", "levels", "sign")
+    A bids' side has the table of the supply cells that may serve it, an asks' side its reference price.
+    """
 
-    def __init__(self, cell: int, sign: int) -> None:
+    __slots__ = ("best", "cell", "is_bid", "keys", "levels", "reference", "served_by")
+
+    def __init__(self, cell: int, is_bid: bool, served_by: bytes) -> None:
         self.cell = cell
-        self.sign = sign
+        self.is_bid = is_bid
+        self.served_by = served_by
+        self.reference: Reference | None = None
         self.levels: dict[int, Level] = {}
         self.keys: SortedList = SortedList()
         self.best: Level | None = None
 
     def add(self, order: Order) -> None:
         """Put the order behind those of its price."""
-        key = self.sign * order.price
+        key = -order.price if self.is_bid else order.price
         best = self.best
         if best is not None and best.key == key:
             best.append(order)
@@ -144,10 +153,15 @@ class Reference:
 
 
 class Book:
-    """All that is open in one contract, its phase, and the prices that bound it."""
+    """All that is open in one contract, its phase, and the prices that bound it.
+
+    `asks` and `bids` are the sides in the order in which their cells appeared, also by cell.
+    """
 
     __slots__ = (
+        "ask_cells",
         "asks",
+        "bid_cells",
         "bids",
         "blocks",
         "call_hour",
@@ -160,7 +174,6 @@ class Book:
         "listed",
         "phase",
         "phase_since_ns",
-        "references",
     )
 
     def __init__(self, listed: "Class", hour: int) -> None:
@@ -169,73 +182,106 @@ class Book:
         self.hour = hour
         self.phase = CONTINUOUS
         self.phase_since_ns = 0
-        self.bids: dict[int, CellSide] = {}
-        self.asks: dict[int, CellSide] = {}
+        self.bids: list[CellSide] = []
+        self.asks: list[CellSide] = []
+        self.bid_cells: dict[int, CellSide] = {}
+        self.ask_cells: dict[int, CellSide] = {}
         self.blocks: dict[int, Order] = {}
-        self.references: dict[int, Reference] = {}
         self.collar_stale = True
         self.collar_low = 0
         self.collar_high = 0
         self.call_hour = 0
         self.calls_in_hour = 0
 
-    def add(self, order: Order) -> None:
-        """Let an hourly order rest."""
-        sides = self.bids if order.is_bid else self.asks
-        side = sides.get(order.cell)
-        if side is None:
-            side = CellSide(order.cell, -1 if order.is_bid else 1)
-            sides[order.cell] = side
-        side.add(order)
-
-    def remove(self, order: Order) -> None:
-        """Take a resting hourly order out."""
-        sides = self.bids if order.is_bid else self.asks
-        sides[order.cell].remove(order)
+    def side(self, is_bid: bool, cell: int, eligibility: Eligibility) -> CellSide:
+        """Return the side of a cell, made now if nothing was entered there before."""
+        cells = self.bid_cells if is_bid else self.ask_cells
+        found = cells.get(cell)
+        if found is None:
+            found = CellSide(cell, is_bid, eligibility.served_by(cell) if is_bid else b"")
+            cells[cell] = found
+            if is_bid:
+                self.bids.append(found)
+            else:
+                self.asks.append(found)
+        return found
 
     def resting(self) -> list[Order]:
         """Return every hourly order that rests."""
         found: list[Order] = []
-        for side in self.bids.values():
+        for side in self.bids:
             found += side.orders()
-        for side in self.asks.values():
+        for side in self.asks:
             found += side.orders()
         return found
 
-    def reference_ticks(self, cell: int) -> int:
+    def reference_ticks(self, side: CellSide | None) -> int:
         """Return the reference price of a supply cell, 0 if there is none."""
-        reference = self.references.get(cell)
+        reference = None if side is None else side.reference
         return self.listed.reference_ticks if reference is None else reference.ticks
+
+    def moved_reference(self, side: CellSide) -> Reference:
+        """Return the reference price of a supply cell that trades, to be changed."""
+        self.collar_stale = True
+        reference = side.reference
+        if reference is None:
+            reference = Reference()
+            side.reference = reference
+        return reference
 
 
 class SiteHour:
     """A site's capacity in one hour, and what of it is sold or open."""
 
-    __slots__ = ("asks", "by_price", "capacity", "open_asks", "open_runs", "sold")
+    __slots__ = ("asks", "by_price", "capacity", "newest", "open_asks", "open_runs", "sold")
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.sold = 0
         self.open_asks = 0
         self.open_runs = 0
-        self.asks: dict[int, Order] = {}
+        # The hourly asks are a chain, and sorted only for a block.
+        self.asks = 0
+        self.newest: Order | None = None
         self.by_price: list[Order] | None = None
 
     def add(self, ask: Order) -> None:
         """Offer an hourly ask here."""
-        self.asks[ask.order_id] = ask
+        last = self.newest
+        ask.site_older = last
+        if last is not None:
+            last.site_newer = ask
+        self.newest = ask
+        self.asks += 1
         self.by_price = None
 
     def remove(self, ask: Order) -> None:
         """Offer it no more."""
-        del self.asks[ask.order_id]
+        older, newer = ask.site_older, ask.site_newer
+        if older is not None:
+            older.site_newer = newer
+        if newer is not None:
+            newer.site_older = older
+        else:
+            self.newest = older
+        ask.site_older = ask.site_newer = None
+        self.asks -= 1
         self.by_price = None
+
+    def all_asks(self) -> list[Order]:
+        """Return the hourly asks, those that were entered last first."""
+        found: list[Order] = []
+        ask = self.newest
+        while ask is not None:
+            found.append(ask)
+            ask = ask.site_older
+        return found
 
     def best_first(self) -> list[Order]:
         """Return the hourly asks by price, then time."""
         found = self.by_price
         if found is None:
-            found = sorted(self.asks.values(), key=_price_time)
+            found = sorted(self.all_asks(), key=_price_time)
             self.by_price = found
         return found
 
@@ -247,31 +293,87 @@ def _price_time(order: Order) -> tuple[int, int]:
 class Site:
     """A certified site."""
 
-    __slots__ = ("account", "capacity", "carbon", "cell", "certificate", "hours", "number", "runs")
+    __slots__ = (
+        "account",
+        "capacity",
+        "carbon",
+        "cell",
+        "certificate",
+        "from_hour",
+        "hours",
+        "number",
+        "recent",
+        "recent_hour",
+        "runs",
+        "until_hour",
+    )
 
     def __init__(self, certificate: CertifySite, carbon: int, cell: int) -> None:
         self.certificate = certificate
         self.number: int = certificate.site
         self.account: int = certificate.account
         self.capacity: int = certificate.capacity_lots
+        self.from_hour: int = certificate.from_hour
+        self.until_hour: int = certificate.until_hour
         # The rank of the best grade it may claim, and the cell it has with that.
         self.carbon = carbon
         self.cell = cell
         self.hours: dict[int, SiteHour] = {}
+        self.recent_hour = 0
+        self.recent: SiteHour | None = None
         self.runs: dict[int, Order] = {}
+
+    def at(self, hour: int) -> SiteHour | None:
+        """Return what it has in an hour, None if nothing yet. The hour asked for last is at hand."""
+        if hour == self.recent_hour and self.recent is not None:
+            return self.recent
+        found = self.hours.get(hour)
+        if found is not None:
+            self.recent_hour = hour
+            self.recent = found
+        return found
+
+    def forget(self, hour: int) -> None:
+        """Let go of an hour that is closed."""
+        self.hours.pop(hour, None)
+        self.recent = None
 
 
 class Class:
     """An accelerator class: its contracts that hold something, and the sites certified for it."""
 
-    __slots__ = ("books", "code", "index", "reference_ticks", "sites", "tick_lot_micros")
+    __slots__ = (
+        "books",
+        "code",
+        "index",
+        "recent",
+        "reference_ticks",
+        "sites",
+        "tick_lot_micros",
+    )
 
     def __init__(self, listed: AcceleratorClass, index: int, tick_micros: int) -> None:
         self.code: str = listed.code
         self.index = index
         self.books: dict[int, Book] = {}
         self.sites: list[Site] = []
+        self.recent: Book | None = None
         self.update(listed, tick_micros)
+
+    def at(self, hour: int) -> Book | None:
+        """Return the book of an hour, None if nothing was entered. The one asked for last is at hand."""
+        recent = self.recent
+        if recent is not None and recent.hour == hour:
+            return recent
+        found = self.books.get(hour)
+        if found is not None:
+            self.recent = found
+        return found
+
+    def forget(self, hour: int) -> None:
+        """Let go of a contract that is closed."""
+        del self.books[hour]
+        self.recent = None
 
     def update(self, listed: AcceleratorClass, tick_micros: int) -> None:
         """Take over the catalogue's figures."""
@@ -353,3 +455,51 @@ class Listing:
 def gate_before(hour: int, gate_ns: int) -> int:
     """Return when trading in a delivery hour ends."""
     return hour * HOUR_NS - gate_ns
+
+
+class Orders:
+    """Orders by number, which ascend without a gap: found without making or hashing a number."""
+
+    __slots__ = ("_chunks", "_counts", "size")
+
+    def __init__(self) -> None:
+        self._chunks: list[list[Order | None]] = []
+        self._counts: list[int] = []
+        self.size = 0
+
+    def add(self, order: Order) -> None:
+        """Take in the order with the next number."""
+        index = order.order_id // CHUNK
+        while index >= len(self._chunks):
+            self._chunks.append([])
+            self._counts.append(0)
+        chunk = self._chunks[index]
+        if not chunk:
+            chunk += [None] * CHUNK
+        chunk[order.order_id % CHUNK] = order
+        self._counts[index] += 1
+        self.size += 1
+
+    def remove(self, order: Order) -> None:
+        """Let an order go."""
+        index = order.order_id // CHUNK
+        chunk = self._chunks[index]
+        chunk[order.order_id % CHUNK] = None
+        left = self._counts[index] - 1
+        self._counts[index] = left
+        self.size -= 1
+        if left == 0:
+            # What is left of a chunk whose orders have all ended is eight bytes.
+            chunk.clear()
+
+    def get(self, order_id: int) -> Order | None:
+        """Return the order, None if there is none of this number."""
+        index = order_id // CHUNK
+        if not 0 <= index < len(self._chunks):
+            return None
+        chunk = self._chunks[index]
+        return chunk[order_id % CHUNK] if chunk else None
+
+    def all(self) -> list[Order]:
+        """Return the orders by number."""
+        return [order for chunk in self._chunks for order in chunk if order is not None]

@@ -78,20 +78,19 @@ def call_is_due(market: Market, hour: int, index: int, due_ns: int) -> Events:
 
 def _ended(market: Market, book: Book) -> Events:
     low, high = collar_of(market, book)
-    if _may_trade(market, book, low, high):
+    if _may_trade(book, low, high):
         return [market.enter_phase(book, CLEARING)]
     return _over(market, book, low, high)
 
 
-def _may_trade(market: Market, book: Book, low: int, high: int) -> bool:
+def _may_trade(book: Book, low: int, high: int) -> bool:
     """Say whether any ask may meet a bid at the collar's prices."""
-    for bids in book.bids.values():
+    for bids in book.bids:
         if bids.best is None or -bids.best.key < low:
             continue
-        served = market.eligibility.served_by(bids.cell)
-        for asks in book.asks.values():
+        for asks in book.asks:
             best = asks.best
-            if best is not None and best.key <= min(-bids.best.key, high) and served[asks.cell]:
+            if best is not None and best.key <= min(-bids.best.key, high) and bids.served_by[asks.cell]:
                 return True
     return False
 
@@ -155,10 +154,12 @@ def propose(market: Market, command: ProposeClearing) -> Events:
     events: Events = [CallCleared(book.class_code, book.hour, lots, command.prices)]
     ticks = {cell.cell: cell.price_ticks for cell in cells}
     for fill in command.fills:
-        bid, ask = market.orders[fill.bid_order_id], market.orders[fill.ask_order_id]
+        bid, ask = market.orders.get(fill.bid_order_id), market.orders.get(fill.ask_order_id)
+        assert bid is not None
+        assert ask is not None
         _trade(market, bid, ask, ticks[ask.cell], fill.lots, events)
     for cleared in cells:
-        market.reference_of(book, cleared.cell).call(cleared.price_ticks)
+        book.moved_reference(book.ask_cells[cleared.cell]).call(cleared.price_ticks)
     return events + _over(market, book, low, high)
 
 

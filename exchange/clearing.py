@@ -47,6 +47,7 @@ def _matched(book: CallBook) -> Matching:
     """
     matching = Matching(book)
     next_ask = [0] * len(book.asks)
+    first = 0
     closed = [False] * len(book.bids)
     for place in range(len(book.orders) - 1, -1, -1):
         demand = book.cell[place]
@@ -54,7 +55,9 @@ def _matched(book: CallBook) -> Matching:
             continue
         left = book.orders[place].lots
         while left:
-            way = _way_from_first_ask(book, matching, next_ask, demand, place)
+            while first < place and (book.is_bid[first] or matching.filled[first] == book.orders[first].lots):
+                first += 1
+            way = _way_from_first_ask(book, matching, next_ask, demand, place, first)
             if not way:
                 closed[demand] = True
                 break
@@ -76,12 +79,13 @@ def _matched(book: CallBook) -> Matching:
 
 
 def _way_from_first_ask(
-    book: CallBook, matching: Matching, next_ask: list[int], demand: int, place: int
+    book: CallBook, matching: Matching, next_ask: list[int], demand: int, place: int, first: int
 ) -> list[tuple[int, int]]:
     """Return how lots get from the first ask in the line that can reach the demand cell to there.
 
     The way is a list of (supply cell, demand cell): each supply cell gives to the demand cell beside it what
-    it gave to the one before. Empty if no ask that stands before `place` can reach it.
+    it gave to the one before. Empty if no ask that stands before `place` can reach it. No ask that is left
+    stands before `first`: where that one can, none of the others need be looked for.
     """
     found, best = NOWHERE, place
     supply_to = [NOWHERE] * len(book.asks)
@@ -100,6 +104,8 @@ def _way_from_first_ask(
             for via in bits(served):
                 demand_to[via] = supply
                 reached.append(via)
+        if best == first:
+            break
     if found == NOWHERE:
         return []
     way = [(found, supply_to[found])]

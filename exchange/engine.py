@@ -205,7 +205,8 @@ class Engine:
         if order_id not in market.pending_retries:
             refuse(RejectReason.NOTHING_TO_CHANGE, "order_id", "a block whose retry is pending")
         del market.pending_retries[order_id]
-        block = market.orders[order_id]
+        block = market.orders.get(order_id)
+        assert block is not None
         events: Events = [BlockRetried(order_id)]
         plan = plan_block(market, block, eligible_sites(market, block))
         if plan is not None:
@@ -242,7 +243,7 @@ class Engine:
             if book is not None:
                 events.append(ContractClosed(listed.code, hour))
                 events += market.end_all(book.resting() + list(book.blocks.values()), EndReason.GATE)
-                del listed.books[hour]
+                listed.forget(hour)
             runs: list[Order] = []
             for site in listed.sites:
                 runs += [run for run in site.runs.values() if run.hour <= hour < run.hour + run.hours]
@@ -254,7 +255,7 @@ class Engine:
                     left[hour - run.hour] = 0
                     reduce_run(market, run, left, EndReason.GATE, events)
             for site in listed.sites:
-                site.hours.pop(hour, None)
+                site.forget(hour)
         return events
 
     # -- state -----------------------------------------------------------------------------------------
@@ -262,6 +263,11 @@ class Engine:
     def state_hash(self) -> bytes:
         """Return the SHA-256 of the whole state, the same in every process that applied the same log."""
         return EMPTY_STATE if self.venue is None else state_hash(self.venue, self.market, self.registry)
+
+    @property
+    def orders(self) -> dict[int, Order]:
+        """Every open order by number."""
+        return {order.order_id: order for order in self.market.orders.all()}
 
     def balances(self) -> dict[tuple[int, int], int]:
         """Return every purse that is not empty, by account and purse, in millionths."""

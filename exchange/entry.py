@@ -1,7 +1,5 @@
 """How an order comes in: every general test, in the order of the rulebook, then acceptance."""
 
-from heapq import heappush
-
 from exchange import slots
 from exchange.blocks import (
     BlockPlan,
@@ -26,7 +24,7 @@ from exchange.hourly import (
     replace,
     take_room,
 )
-from exchange.market import DUE_EXPIRY, MAX_MICROS, Events, Market, refuse
+from exchange.market import DUE_EXPIRY, MAX_NOTIONAL, Events, Market, refuse
 from exchange.matching import Plan
 from exchange.order import Account, Fill, Group, Order
 from exchange.slots import AUCTION, FOK, GTC, GTD, IOC, EnterOrder, Requirement
@@ -72,8 +70,8 @@ def enter(market: Market, command: EnterOrder, listing: Listing | None = None) -
         _check_shape(market, command)
     listed = market.listed_class(command.class_code)
     tick_lot = listed.tick_lot_micros
-    if 2 * max(1, command.price_ticks) * command.lots * hours * tick_lot >= MAX_MICROS:
-        refuse(RejectReason.NOTIONAL_OUT_OF_RANGE, "price_ticks", f"a notional below {MAX_MICROS // 2}")
+    if command.price_ticks * command.lots * hours * tick_lot > MAX_NOTIONAL:
+        refuse(RejectReason.NOTIONAL_OUT_OF_RANGE, "price_ticks", f"a notional to {MAX_NOTIONAL}")
     site: Site | None = None
     position: Fill | None = None
     hour = command.delivery_hour
@@ -86,20 +84,19 @@ def enter(market: Market, command: EnterOrder, listing: Listing | None = None) -
         if command.position:
             position = _position(market, account, command, site)
         cell = supply_cell(market, site, command.carbon, position)
-        certificate = site.certificate
-        if not certificate.from_hour <= hour or not hour + hours <= certificate.until_hour:
+        if hour < site.from_hour or hour + hours > site.until_hour:
             refuse(RejectReason.SITE_NOT_CERTIFIED, "delivery_hour", "hours that the certificate covers")
     last = hour + hours - 1
     if last < 0 or last > market.hour + market.horizon_hours or hour <= market.closed_hour:
         market.check_tradable(hour, last, "delivery_hour")
+    book = listed.at(hour)
     if hours == 1:
-        phase = market.phase_of(listed, hour)
+        phase = market.idle_phase(hour) if book is None else book.phase
         if phase != CONTINUOUS or time_in_force == AUCTION:
             check_phase(phase, time_in_force, command.is_market, command.min_lots, command.post_only)
     else:
         phase = CONTINUOUS
         check_phases(market, listed, hour, hours, time_in_force)
-    book = listed.books.get(hour)
     if book is None:
         # Not in the list of books until the order is accepted: what is refused leaves no trace.
         book = Book(listed, hour)
@@ -124,7 +121,8 @@ def enter(market: Market, command: EnterOrder, listing: Listing | None = None) -
         assert site is not None
         if hours > 1:
             return _accept_run(market, order, site, listing)
-        check_room(site.capacity, site.hours.get(hour), position, command.lots)
+        order.site_hour = site.at(hour)
+        check_room(site.capacity, order.site_hour, position, command.lots)
     return _accept_hourly(market, order, group, listing, phase)
 
 
@@ -235,7 +233,7 @@ def _position(market: Market, account: Account, command: EnterOrder, site: Site)
     """Return the trade whose lots the ask resells, or refuse."""
     if command.hours > 1:
         refuse(RejectReason.SIDE_FIELDS_MISMATCH, "position", "resale is for hourly orders")
-    fill = market.fills.get(command.position)
+    fill = market.fill_of(command.position)
     if (
         fill is None
         or fill.buyer != account.account
@@ -279,8 +277,8 @@ def _check_collar(market: Market, book: Book, order: Order) -> None:
         if book.collar_high == 0:
             refuse(RejectReason.NO_REFERENCE_PRICE, "order_type", "limit: the contract has no collar")
         order.price = book.collar_high if order.is_bid else book.collar_low
-        if 2 * order.price * order.lots * order.tick_lot_micros >= MAX_MICROS:
-            refuse(RejectReason.NOTIONAL_OUT_OF_RANGE, "lots", f"a notional below {MAX_MICROS // 2}")
+        if order.price * order.lots * order.tick_lot_micros > MAX_NOTIONAL:
+            refuse(RejectReason.NOTIONAL_OUT_OF_RANGE, "lots", f"a notional to {MAX_NOTIONAL}")
     elif market.collar_permille:
         market.check_collar(book, order.price)
 
@@ -335,7 +333,7 @@ def _accept(market: Market, order: Order, group: Group | None, listing: Listing 
     account = order.account
     market.last_order_id = order.order_id
     market.give_time(order)
-    market.orders[order.order_id] = order
+    market.orders.add(order)
     account.open_orders += 1
     if market.free_orders_per_hour:
         market.count_order(account)
@@ -346,14 +344,7 @@ def _accept(market: Market, order: Order, group: Group | None, listing: Listing 
         order.listing = listing
         listing.open_orders[order.order_id] = order
         return OrderListed(order.order_id, listing.offer_id, reserved, _entry_of(order, listing))
-    account.client_orders[order.client_order_id] = order
-    second = order.valid_until_ns // 1_000_000_000 + 1
-    bucket = market.forget.get(second)
-    if bucket is None:
-        bucket = []
-        market.forget[second] = bucket
-        heappush(market.forget_seconds, second)
-    bucket.append(order)
+    market.remember(order)
     return slots.OrderAccepted(order.order_id, reserved)
 
 
@@ -390,9 +381,13 @@ def _accept_hourly(
     if order.display_lots:
         order.shown_lots = order.display_lots
     order.book = market.book(order.book.listed, order.hour)
-    if order.site is not None:
-        order.site_hour = market.site_hour(order.site, order.hour)
-        order.site_hour.add(order)
+    site = order.site
+    if site is not None:
+        place = order.site_hour
+        if place is None:
+            place = market.site_hour(site, order.hour)
+            order.site_hour = place
+        place.add(order)
         take_room(order, order.lots)
     if phase == CONTINUOUS:
         match(market, order, plan, events)
@@ -441,8 +436,8 @@ def replace_order(market: Market, command: slots.ReplaceOrder) -> Events:
     lots, price = command.lots, command.price_ticks
     market.check_price(price)
     market.check_lots(lots)
-    if 2 * price * lots * order.hours * order.tick_lot_micros >= MAX_MICROS:
-        refuse(RejectReason.NOTIONAL_OUT_OF_RANGE, "price_ticks", f"a notional below {MAX_MICROS // 2}")
+    if price * lots * order.hours * order.tick_lot_micros > MAX_NOTIONAL:
+        refuse(RejectReason.NOTIONAL_OUT_OF_RANGE, "price_ticks", f"a notional to {MAX_NOTIONAL}")
     if lots == order.lots and price == order.price:
         refuse(RejectReason.NOTHING_TO_CHANGE, "lots", "another total or price")
     if order.exclusive is not None and lots != order.lots:

@@ -102,9 +102,12 @@ def trade(market: Market, taker: Order, maker: Order, lots: int, events: Events)
     )
     if thinned is not None:
         events += thinned
-    book = bid.book
     if market.collar_permille or market.band_permille:
-        market.reference_of(book, ask.cell).trade(price, lots, market.reference_lots)
+        side = ask.side
+        if side is None:
+            side = ask.book.side(False, ask.cell, market.eligibility)
+            ask.side = side
+        ask.book.moved_reference(side).trade(price, lots, market.reference_lots)
     place = ask.site_hour
     assert place is not None
     if place.open_runs and ask.position is None:
@@ -162,7 +165,7 @@ def replace(market: Market, order: Order, lots: int, price: int) -> Events:
         order.lots, order.price, order.leaves_lots, order.worth_micros, order.min_lots = was
         raise
     order.min_lots = was[4]
-    book.remove(order)
+    market.unrest(order)
     if site is not None:
         take_room(order, more)
     order.shown_lots = min(order.display_lots or order.leaves_lots, order.leaves_lots)

@@ -28,8 +28,9 @@ def check(market: Market) -> None:
     for site in market.sites.values():
         for run in site.runs.values():
             standing[run.order_id] = 1
-    for order_id, order in market.orders.items():
-        assert order.order_id == order_id
+    for order in market.orders.all():
+        order_id = order.order_id
+        assert market.orders.get(order_id) is order
         assert order.leaves_lots > 0, order_id
         # A block stands in the book of each hour, all else in one place.
         assert standing.pop(order_id, 0) == (order.hours if order.is_block else 1), order_id
@@ -41,7 +42,7 @@ def _check_money(market: Market) -> None:
     reserved: dict[int, int] = {}
     count: dict[int, int] = {}
     seen: dict[tuple[int, str], bool] = {}
-    for order in market.orders.values():
+    for order in market.orders.all():
         number = order.account.account
         count[number] = count.get(number, 0) + 1
         pledge, group = order.pledge, order.exclusive
@@ -67,7 +68,7 @@ def _check_places(market: Market) -> None:
     asks: dict[tuple[int, int], int] = {}
     runs: dict[tuple[int, int], int] = {}
     resold: dict[int, int] = {}
-    for order in market.orders.values():
+    for order in market.orders.all():
         if order.is_bid:
             _check_quantity(order)
             continue
@@ -83,13 +84,13 @@ def _check_places(market: Market) -> None:
             continue
         _check_quantity(order)
         assert order.site_hour is site.hours[order.hour]
-        assert order.order_id in order.site_hour.asks
         if position is not None:
             resold[position.trade_id] = resold.get(position.trade_id, 0) + order.leaves_lots
         else:
             asks[site.number, order.hour] = asks.get((site.number, order.hour), 0) + order.leaves_lots
     for trade_id, lots in resold.items():
-        fill = market.fills[trade_id]
+        fill = market.fills[trade_id - 1]
+        assert fill.trade_id == trade_id
         assert lots <= fill.resale_lots <= fill.lots
     for number, site in market.sites.items():
         for hour, place in site.hours.items():
@@ -97,8 +98,11 @@ def _check_places(market: Market) -> None:
             assert place.open_runs == runs.pop((number, hour), 0), (number, hour)
             for open_lots in (place.open_asks, place.open_runs):
                 assert open_lots == 0 or place.sold + open_lots <= place.capacity, (number, hour)
+            at_site = place.all_asks()
+            assert len(at_site) == place.asks
+            assert all(ask.site_hour is place and ask.leaves_lots for ask in at_site)
             if place.by_price is not None:
-                assert place.by_price == sorted(place.asks.values(), key=lambda o: (o.price, o.priority))
+                assert place.by_price == sorted(at_site, key=lambda o: (o.price, o.priority))
     assert not asks
     assert not any(runs.values())
 
@@ -122,18 +126,21 @@ def _check_side(side: CellSide) -> None:
             assert order.level is level
             assert order.older is last
             assert order.cell == side.cell
-            assert side.sign * order.price == key == level.key
+            assert (-order.price if side.is_bid else order.price) == key == level.key
+            assert order.side is side
             assert last is None or last.priority < order.priority
             last, order = order, order.newer
         assert level.newest is last
 
 
 def _check_book(market: Market, book: Book) -> None:
-    for side in [*book.bids.values(), *book.asks.values()]:
+    assert sorted(side.cell for side in book.bids) == sorted(book.bid_cells)
+    assert sorted(side.cell for side in book.asks) == sorted(book.ask_cells)
+    for side in [*book.bids, *book.asks]:
         _check_side(side)
     if book.phase != CONTINUOUS:
         return
-    for bids in book.bids.values():
+    for bids in book.bids:
         for bid in bids.orders():
             if not open_sides(book, bid, market.eligibility):
                 # The best bid of the cell meets nothing, so no other does.

@@ -11,7 +11,7 @@ from exchange.book import (
     Book,
     Class,
     Listing,
-    Reference,
+    Orders,
     Site,
     SiteHour,
     gate_before,
@@ -28,8 +28,11 @@ Events = list[object]
 
 SECOND_NS: Final = 1_000_000_000
 MAX_MICROS: Final = 2**62
+MAX_NOTIONAL: Final = 2**61 - 1
+"""With the higher fee on top a reserve stays a 64-bit number."""
 MAX_LOTS: Final = 2**31
-NO_HOUR: Final = -(2**63)
+NO_HOUR: Final = -(2**40)
+NEVER_NS: Final = 2**62 - 1
 VENUE: Final = 0
 """The venue's own account: the other side of the bank, and the fees."""
 
@@ -68,8 +71,9 @@ class Market:
         self.classes: dict[str, Class] = {}
         self.class_list: list[Class] = []
         self.sites: dict[int, Site] = {}
-        self.orders: dict[int, Order] = {}
-        self.fills: dict[int, Fill] = {}
+        self.orders = Orders()
+        # By trade id, which ascends from 1 without a gap.
+        self.fills: list[Fill] = []
         self.listings: dict[int, Listing] = {}
         self.pending_retries: dict[int, bool] = {}
         self.pending_listings: dict[int, bool] = {}
@@ -82,6 +86,9 @@ class Market:
         # Client ids to forget, by the second in which their validity ends.
         self.forget: dict[int, list[Order]] = {}
         self.forget_seconds: list[int] = []
+        self.next_forget_ns = NEVER_NS
+        self.recent_second = 0
+        self.recent_bucket: list[Order] = []
 
     def take_over(self, venue: Venue) -> None:
         """Let a catalogue be in force."""
@@ -122,7 +129,7 @@ class Market:
             self.hour = time_ns // HOUR_NS
             self.closed_hour = (time_ns + self.gate_ns) // HOUR_NS
             self.turns_ns = min((self.hour + 1) * HOUR_NS, gate_before(self.closed_hour + 1, self.gate_ns))
-        if self.forget_seconds and self.forget_seconds[0] * SECOND_NS < time_ns:
+        if time_ns > self.next_forget_ns:
             self._forget()
 
     def _forget(self) -> None:
@@ -131,6 +138,24 @@ class Market:
                 known = order.account.client_orders
                 if order.leaves_lots == 0 and known.get(order.client_order_id) is order:
                     del known[order.client_order_id]
+        seconds = self.forget_seconds
+        self.next_forget_ns = seconds[0] * SECOND_NS if seconds else NEVER_NS
+        self.recent_second = 0
+
+    def remember(self, order: Order) -> None:
+        """Keep the client's id of an order until its validity has ended."""
+        order.account.client_orders[order.client_order_id] = order
+        second = order.valid_until_ns // SECOND_NS + 1
+        if second != self.recent_second:
+            bucket = self.forget.get(second)
+            if bucket is None:
+                bucket = []
+                self.forget[second] = bucket
+                heappush(self.forget_seconds, second)
+                self.next_forget_ns = self.forget_seconds[0] * SECOND_NS
+            self.recent_second = second
+            self.recent_bucket = bucket
+        self.recent_bucket.append(order)
 
     def push_due(self, due_ns: int, kind: int, number: int) -> None:
         """Have something done at its time."""
@@ -160,13 +185,13 @@ class Market:
 
     def phase_of(self, listed: Class, hour: int) -> int:
         """Return the phase of a contract that is listed and not closed."""
-        book = listed.books.get(hour)
-        if book is not None:
-            return book.phase
-        return self._idle_phase(hour) if self.opens_by_call else CONTINUOUS
+        book = listed.at(hour)
+        return self.idle_phase(hour) if book is None else book.phase
 
-    def _idle_phase(self, hour: int) -> int:
+    def idle_phase(self, hour: int) -> int:
         """Return the phase of a contract in which nothing was entered yet."""
+        if not self.opens_by_call:
+            return CONTINUOUS
         since = self.time_ns - (hour - self.horizon_hours) * HOUR_NS
         if (hour - self.horizon_hours) * HOUR_NS <= self.first_ns:
             return CONTINUOUS
@@ -177,11 +202,11 @@ class Market:
 
     def book(self, listed: Class, hour: int) -> Book:
         """Return the contract's book, made now if nothing was entered before."""
-        book = listed.books.get(hour)
+        book = listed.at(hour)
         if book is None:
             book = Book(listed, hour)
             if self.opens_by_call:
-                book.phase = self._idle_phase(hour)
+                book.phase = self.idle_phase(hour)
                 if book.phase != CONTINUOUS:
                     call_ns = (hour - self.horizon_hours) * HOUR_NS + self.calls.pre_open_seconds * SECOND_NS
                     if book.phase == CALL:
@@ -210,10 +235,19 @@ class Market:
 
     def set_collar(self, book: Book) -> None:
         """Bring the contract's collar up to date: 0 and 0 if it has none."""
-        low = high = book.listed.reference_ticks
-        if book.references:
-            prices = [reference.ticks for reference in book.references.values()]
-            low, high = min(prices), max(prices)
+        low = high = 0
+        for side in book.asks:
+            reference = side.reference
+            if reference is not None:
+                ticks = reference.ticks
+                if high == 0:
+                    low = high = ticks
+                elif ticks < low:
+                    low = ticks
+                elif ticks > high:
+                    high = ticks
+        if high == 0:
+            low = high = book.listed.reference_ticks
         if low == 0 or self.collar_permille == 0:
             book.collar_low = book.collar_high = 0
         else:
@@ -221,20 +255,11 @@ class Market:
             book.collar_high = min(self.price_max, high + high * self.collar_permille // 1000)
         book.collar_stale = False
 
-    def reference_of(self, book: Book, cell: int) -> Reference:
-        """Return the cell's reference price, to be changed."""
-        reference = book.references.get(cell)
-        if reference is None:
-            reference = Reference()
-            book.references[cell] = reference
-        book.collar_stale = True
-        return reference
-
     # -- sites ---------------------------------------------------------------------------------------
 
     def site_hour(self, site: Site, hour: int) -> SiteHour:
         """Return what the site has in an hour, made now if it had nothing."""
-        found = site.hours.get(hour)
+        found = site.at(hour)
         if found is None:
             found = SiteHour(site.capacity)
             site.hours[hour] = found
@@ -346,7 +371,17 @@ class Market:
 
     def rest(self, order: Order) -> None:
         """Let an hourly order stand in its book."""
-        order.book.add(order)
+        side = order.side
+        if side is None:
+            side = order.book.side(order.is_bid, order.cell, self.eligibility)
+            order.side = side
+        side.add(order)
+
+    def unrest(self, order: Order) -> None:
+        """Take a resting hourly order out of its book."""
+        side = order.side
+        assert side is not None
+        side.remove(order)
 
     def fill(self, order: Order, lots: int) -> None:
         """Take the lots that an hourly order trades out of all that counts it."""
@@ -359,7 +394,7 @@ class Market:
             place.sold += lots
         if order.leaves_lots == 0:
             if order.level is not None:
-                order.book.remove(order)
+                self.unrest(order)
             if place is not None:
                 place.remove(order)
             self.close(order)
@@ -434,7 +469,7 @@ class Market:
             order.site.runs.pop(order.order_id, None)
         else:
             if order.level is not None:
-                order.book.remove(order)
+                self.unrest(order)
             place = order.site_hour
             if place is not None:
                 place.remove(order)
@@ -450,7 +485,7 @@ class Market:
         """Count an order that has nothing open as open no more."""
         account = order.account
         account.open_orders -= 1
-        del self.orders[order.order_id]
+        self.orders.remove(order)
         group = order.exclusive
         if group is not None:
             del group.members[order.order_id]
@@ -540,17 +575,19 @@ class Market:
         site = ask.site
         assert site is not None
         class_code = bid.book.class_code
-        self.fills[self.last_trade_id] = Fill(
-            self.last_trade_id,
-            class_code,
-            hour,
-            lots,
-            buyer.account,
-            seller.account,
-            site.number,
-            self.eligibility.carbon_of(ask.cell),
-            notional,
-            bond,
+        self.fills.append(
+            Fill(
+                self.last_trade_id,
+                class_code,
+                hour,
+                lots,
+                buyer.account,
+                seller.account,
+                site.number,
+                self.eligibility.carbon_of(ask.cell),
+                notional,
+                bond,
+            )
         )
         return slots.Traded(
             self.last_trade_id,
@@ -573,6 +610,10 @@ class Market:
             seller_fee,
             seller_back,
         )
+
+    def fill_of(self, trade_id: int) -> Fill | None:
+        """Return what is left of a trade, None if there is none of this number."""
+        return self.fills[trade_id - 1] if 0 < trade_id <= len(self.fills) else None
 
     def find_open(self, account: Account, order_id: int, client_order_id: str | None) -> Order:
         """Return an account's open order by either id, or refuse."""

@@ -59,26 +59,27 @@ class _Cursor:
 def open_sides(book: Book, taker: Order, eligibility: Eligibility) -> list[CellSide]:
     """Return the other side's cells that the taker may meet at its price."""
     found: list[CellSide] = []
+    price, cell = taker.price, taker.cell
     if taker.is_bid:
-        served = eligibility.served_by(taker.cell)
-        for side in book.asks.values():
+        for side in book.asks:
             best = side.best
-            if best is not None and best.key <= taker.price and served[side.cell]:
+            if best is not None and best.key <= price and eligibility.served_by(cell)[side.cell]:
                 found.append(side)
     else:
-        for side in book.bids.values():
+        for side in book.bids:
             best = side.best
-            if best is not None and best.key <= -taker.price and eligibility.served_by(side.cell)[taker.cell]:
+            if best is not None and -best.key >= price and side.served_by[cell]:
                 found.append(side)
     return found
 
 
-def in_band(book: Book, cell: int, price: int, band_permille: int) -> bool:
+def in_band(book: Book, supply: CellSide | None, price: int, band_permille: int) -> bool:
     """Say whether a trade of this supply cell may happen at this price."""
     if band_permille == 0:
         return True
-    reference = book.reference_ticks(cell)
-    return reference == 0 or abs(price - reference) * 1000 <= reference * band_permille
+    reference = book.reference_ticks(supply)
+    off = price - reference if price > reference else reference - price
+    return reference == 0 or off * 1000 <= reference * band_permille
 
 
 def plan_hourly(sides: list[CellSide], taker: Order, band_permille: int) -> Plan:
@@ -87,6 +88,7 @@ def plan_hourly(sides: list[CellSide], taker: Order, band_permille: int) -> Plan
     wanted = taker.leaves_lots
     worst = taker.price if taker.is_bid else -taker.price
     book, mode, group = taker.book, taker.self_trade, taker.account.group
+    own = None if taker.is_bid else book.ask_cells.get(taker.cell)
     cursors: list[_Cursor] = []
     for side in sides:
         best = side.best
@@ -128,7 +130,7 @@ def plan_hourly(sides: list[CellSide], taker: Order, band_permille: int) -> Plan
                     plan.stopped = AT_OWN
                     break
                 continue
-            if not in_band(book, maker.cell if taker.is_bid else taker.cell, maker.price, band_permille):
+            if not in_band(book, maker.side if taker.is_bid else own, maker.price, band_permille):
                 plan.stopped = AT_BAND
                 break
             lots = min(wanted, maker.shown_lots)

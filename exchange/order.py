@@ -6,7 +6,7 @@ from exchange.slots import EnterOrder
 from schemas.venue import Venue
 
 if TYPE_CHECKING:
-    from exchange.book import Book, Level, Listing, Site, SiteHour
+    from exchange.book import Book, CellSide, Level, Listing, Site, SiteHour
 
 PPM: Final = 1_000_000
 
@@ -40,10 +40,10 @@ class Pledge:
         """
         if worth_micros == 0:
             return 0
-        fee = -(-(self.fee_accrued + terms.highest_fee_ppm * worth_micros) // PPM)
+        fee = (self.fee_accrued + terms.highest_fee_ppm * worth_micros + PPM - 1) // PPM
         if is_bid:
             return worth_micros + fee
-        return -(-(self.bond_accrued + terms.bond_permille * worth_micros) // 1000) + fee
+        return (self.bond_accrued + terms.bond_permille * worth_micros + 999) // 1000 + fee
 
     def charge_fee(self, fee_ppm: int, notional_micros: int) -> int:
         """Accrue the fee of a trade and return the whole millionths that fall due; a fraction is kept."""
@@ -141,8 +141,11 @@ class Order(Pledge):
         "run_lots",
         "self_trade",
         "shown_lots",
+        "side",
         "site",
         "site_hour",
+        "site_newer",
+        "site_older",
         "tick_lot_micros",
         "time_in_force",
         "valid_until_ns",
@@ -187,6 +190,9 @@ class Order(Pledge):
         self.site_hour: SiteHour | None = None
         self.position: Fill | None = None
         self.run_lots: list[int] | None = None
+        self.side: CellSide | None = None
+        self.site_older: Order | None = None
+        self.site_newer: Order | None = None
         self.level: Level | None = None
         self.older: Order | None = None
         self.newer: Order | None = None

@@ -133,7 +133,7 @@ class Registry:
 
     def post(self, market: Market, command: PostSettlement) -> Events:
         """Move the money of one fill in one run."""
-        left, fill = self.runs.get(command.run), market.fills.get(command.trade_id)
+        left, fill = self.runs.get(command.run), market.fill_of(command.trade_id)
         if left is None:
             refuse(RejectReason.UNKNOWN_RUN, "run", "a run that was started")
         if fill is None:

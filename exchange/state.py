@@ -31,7 +31,7 @@ def state_hash(venue: Venue, market: Market, registry: Registry) -> bytes:
         ],
         [_order(order) for order in known_orders(market)],
         [_book(book) for listed in market.class_list for _, book in sorted(listed.books.items())],
-        [_fill(fill) for _, fill in sorted(market.fills.items())],
+        [_fill(fill) for fill in market.fills],
         [_listing(offer) for _, offer in sorted(market.listings.items())],
         sorted(market.pending_retries),
         sorted(market.pending_listings),
@@ -47,7 +47,7 @@ def state_hash(venue: Venue, market: Market, registry: Registry) -> bytes:
 
 def known_orders(market: Market) -> list[Order]:
     """Return every order that is open or whose client's id is still taken, by number."""
-    found = dict(market.orders)
+    found = {order.order_id: order for order in market.orders.all()}
     for account in market.accounts.values():
         for order in account.client_orders.values():
             # The same moment for all: an id whose validity has ended may be asked for or not.
@@ -129,7 +129,11 @@ def _book(book: Book) -> tuple[object, ...]:
         book.phase,
         book.phase_since_ns,
         (book.call_hour, book.calls_in_hour),
-        [(cell, reference.ticks, reference.trades) for cell, reference in sorted(book.references.items())],
+        [
+            (cell, side.reference.ticks, side.reference.trades)
+            for cell, side in sorted(book.ask_cells.items())
+            if side.reference is not None
+        ],
         sorted(book.blocks),
     )
 

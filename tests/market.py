@@ -165,7 +165,7 @@ class Market:
                 self.entered += 1
                 command = bid(self.entered, int(gpus), int(price), **_options(options, Side.BUY))
             case ["cancel", number]:
-                order = self.engine.market.orders[self.ids[int(number)]]
+                order = self.engine.orders[self.ids[int(number)]]
                 command = CancelOrder(order.account.account, order.order_id)
             case ["gate", hour]:
                 self.time_ns = gate_ns(FIRST_HOUR + int(hour), SMALL_VENUE.gate_seconds)
