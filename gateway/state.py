@@ -350,8 +350,9 @@ class State:
 
     def _phase_of(self, command: EnterOrder) -> ContractPhase:
         hours = range(command.delivery_hour, command.delivery_hour + command.hours)
-        phases = [self.phase(command.class_code, hour) for hour in hours if not self._closed(hour)]
-        return next((one for one in phases if one != "continuous"), "continuous") if phases else "closed"
+        phases = [self.phase(command.class_code, hour) for hour in hours]
+        # Of a run the first hours close before the last.
+        return next((one for one in phases if one not in {"continuous", "closed"}), phases[-1])
 
     def order_result(self, order: OrderState) -> OrderResult:
         """Return the order as its owner sees it."""

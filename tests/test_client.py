@@ -1,7 +1,9 @@
 """The Python client: what it resolves by itself, and what it says when it cannot."""
 
+import ast
 import asyncio
 import contextlib
+import re
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterator
@@ -16,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 import gateway.client as client_module
 from exchange.contract import HOUR_NS
 from gateway.client import Client, LostError, RefusedError
+from schemas import commands, wire
 from schemas.commands import Requirement, Side
 from schemas.reasons import DoorError, RejectReason
 from schemas.wire import OfferEnter, OrderReplace, OrderResult
@@ -30,6 +33,7 @@ from tests.exchange_fixture import (
     running,
     until,
 )
+from tests.market import START_NS
 
 
 @pytest.fixture(scope="module")
@@ -281,3 +285,32 @@ async def test_fills_come_page_by_page_and_none_twice(exchange: Running) -> None
         assert len(fills) == 21 * 48
         assert len({fill.trade_id for fill in fills}) == 21 * 48
         assert [fill.trade_id for fill in fills] == sorted(fill.trade_id for fill in fills)
+
+
+async def test_the_readme_s_examples_run(exchange: Running) -> None:
+    buyer, seller = await exchange.register(), await exchange.register()
+    site, hour = await exchange.certify(seller), exchange.new_hour()
+    text = (Path(__file__).parents[1] / "gateway" / "README.md").read_text()
+    for said, here in (
+        ("ws://127.0.0.1:8470/ws", exchange.url),
+        ("H800-SXM", "H100-SXM"),
+        ('"beijing"', '"east"'),
+        ("site=3", f"site={site}"),
+    ):
+        assert said in text
+        text = text.replace(said, here)
+    first, second = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    words: dict[str, Any] = {**vars(client_module), **vars(wire), **vars(commands), "HOUR_NS": HOUR_NS}
+    words |= {"now": START_NS, "start": hour * HOUR_NS, "key": buyer.key}
+
+    async def run(example: str) -> None:
+        code = compile(example, "gateway/README.md", "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        await eval(code, words)
+
+    await run(first)
+    assert (words["order"].gpus, words["order"].shown_gpus, words["ended"]) == ("48", "8", 1)
+    async with exchange.client(seller) as client:
+        words["client"] = client
+        await run(second)
+        assert [one.offer_id for one in await client.offers()] == [words["offer"].offer_id]
+        await client.cancel_offer(words["offer"].offer_id)
