@@ -22,7 +22,7 @@ from benchmarks.auction import cleared as cleared_hour
 from exchange.auction import CallBook, CallOrder, CellClearing, crosses, fault
 from exchange.clearing import clear, indicative
 from gateway.cli import main
-from gateway.cli.auction import DIGITS, Steps, clear_curves
+from gateway.cli.auction import DIGITS, Curve, clear_curves
 from schemas.commands import CallFill
 from schemas.reasons import RejectReason
 
@@ -596,6 +596,21 @@ def test_clear_rounds_away_what_binary_floats_leave_behind(clear_file: Clear) ->
 
 
 @pytest.mark.parametrize(
+    "quantity",
+    [
+        "0.30000000000004",
+        "0.3123456789012345",
+        "1e-18",
+        "1000000000000001",
+        "1000000000000000.4999999999999999",
+    ],
+)
+def test_clear_keeps_digits_that_floats_did_not_leave(clear_file: Clear, quantity: str) -> None:
+    rows = lines(f"buy,9,{quantity}", "sell,3,1", "sell,4,1e15")
+    assert Decimal(found(clear_file(rows))[3] or "") == Decimal(quantity)
+
+
+@pytest.mark.parametrize(
     ("contents", "complaint"),
     [
         ("", "line 1, header '': side,price,quantity is allowed"),
@@ -652,11 +667,8 @@ def test_the_intervals_hold_the_prices_and_volumes_at_which_both_sides_agree(
 ) -> None:
     """Against the curves themselves: at a clearing price some volume suits buyers and sellers."""
 
-    def curve(steps: list[tuple[int, int]]) -> Steps:
-        curve: Steps = {}
-        for price, quantity in steps:
-            curve[price * UNIT] = curve.get(price * UNIT, 0) + quantity * UNIT
-        return curve
+    def curve(steps: list[tuple[int, int]]) -> Curve:
+        return [(price * UNIT, quantity * UNIT) for price, quantity in steps]
 
     def agreed(price: Decimal) -> tuple[int, int] | None:
         least = max(sum(n for p, n in buys if p > price), sum(n for p, n in sells if p < price))

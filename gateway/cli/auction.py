@@ -4,6 +4,7 @@ import csv
 import json
 from collections.abc import Iterable, Iterator
 from decimal import Context, Decimal, Inexact, InvalidOperation
+from functools import lru_cache
 from pathlib import Path
 from typing import Annotated
 
@@ -19,75 +20,81 @@ COLUMNS = ["side", "price", "quantity"]
 SIDES = ("buy", "sell")
 DIGITS = 50
 """A number has at most so many digits before its point, and as many after it."""
-FLOAT_DIGITS = 14
-"""So many digits of a side's total are sure to be right when it was computed in binary floats."""
+GRID_DIGITS, FLOAT_DIGITS = 10, 15
+"""A binary float holds 15 digits for sure; a quantity that has become one of 10 of them was one."""
 _EXACT = Context(prec=6 * DIGITS, traps=[Inexact, InvalidOperation])
 
-Steps = dict[int, int]
-"""A curve: by price the quantity of its steps, both in units of the last digit that is allowed."""
+Curve = list[tuple[int, int]]
+"""Price and quantity of each step, in units of the last digit that is allowed."""
 
 
 class CurveError(ValueError):
     """The file holds no curves; the message names file, line, column, value and what is allowed."""
 
 
-def read_curves(path: Path) -> dict[str, Steps]:
+def read_curves(path: Path) -> dict[str, Curve]:
     """Return the steps of both sides; rows of no quantity are left out.
 
     Raises:
         CurveError: a line is not `side,price,quantity`.
         OSError: the file cannot be read.
     """
-    curves: dict[str, Steps] = {side: {} for side in SIDES}
+    curves: dict[str, Curve] = {side: [] for side in SIDES}
     with path.open(encoding="utf-8-sig", newline="") as file:
         rows = _rows(path, file)
         line, header = next(rows, (1, []))
-        if header != COLUMNS:
+        if [name.strip() for name in header] != COLUMNS:
             raise _fault(path, line, "header", ",".join(header), f"{','.join(COLUMNS)} is")
         for line, row in rows:
             if len(row) != len(COLUMNS):
                 raise _fault(path, line, "columns", ",".join(row), f"{','.join(COLUMNS)}: three of them are")
             side, price_text, quantity_text = row
-            if side not in SIDES:
+            curve = curves.get(side.strip())
+            if curve is None:
                 raise _fault(path, line, "side", side, "buy or sell is")
             price = _number(path, line, "price", price_text)
             quantity = _number(path, line, "quantity", quantity_text)
             if quantity < 0:
                 raise _fault(path, line, "quantity", quantity_text, "zero or more is")
             if quantity:
-                steps = curves[side]
-                steps[price] = steps.get(price, 0) + quantity
+                curve.append((price, quantity))
     return curves
 
 
-def without_residue(curves: dict[str, Steps]) -> dict[str, Steps]:
-    """Return the curves without the digits that binary floats leave behind; rounds half up.
+def without_residue(curves: dict[str, Curve]) -> dict[str, Curve]:
+    """Return the curves without the last digits that binary floats leave in quantities.
 
     Published curves are often computed in floats: 0.30000000000000004. One such digit too many on either
     side decides which of two equal totals is the greater, and narrows the interval of prices to one end.
-    So quantities are rounded to `FLOAT_DIGITS` digits of the larger side's total, but to no more than 1.
+    So what differs from a number of 10 digits of the larger side's total by no more than half of its 15th
+    digit is read as that number. All else stays as it is, and so do whole numbers.
     """
-    total = max(sum(steps.values()) for steps in curves.values())
-    step = 10 ** min(DIGITS, max(0, len(str(total)) - FLOAT_DIGITS))
-    rounded = {
-        side: {price: (quantity + step // 2) // step * step for price, quantity in steps.items()}
-        for side, steps in curves.items()
-    }
-    return {side: {p: n for p, n in steps.items() if n} for side, steps in rounded.items()}
+    total = max(sum(quantity for _, quantity in curve) for curve in curves.values())
+    grid = 10 ** min(DIGITS, max(0, len(str(total)) - GRID_DIGITS))
+    residue = grid // 10 ** (FLOAT_DIGITS - GRID_DIGITS) // 2
+
+    def read(quantity: int) -> int:
+        nearest = (quantity + grid // 2) // grid * grid
+        return nearest if nearest and abs(quantity - nearest) <= residue else quantity
+
+    return {side: [(price, read(quantity)) for price, quantity in curve] for side, curve in curves.items()}
 
 
-def clear_curves(curves: dict[str, Steps]) -> dict[str, str | None]:
+def clear_curves(curves: dict[str, Curve]) -> dict[str, str | None]:
     """Return the interval of clearing prices, that of volumes, and the greatest surplus, as decimal strings.
 
     At every price of the interval, what is bought and what is sold can be the same. The low volume
     leaves out what could trade without gain. Where nothing can trade the prices go from best buy to best
     sell; None where there is none.
     """
-    # Ids are the prices: a fill then tells its gain, and no two steps of a side have the same.
-    buys, sells = (
-        [CallOrder(price, price, quantity, cell=0, priority=0) for price, quantity in curves[side].items()]
-        for side in SIDES
-    )
+    sides: dict[str, list[CallOrder]] = {}
+    for side, curve in curves.items():
+        levels: dict[int, int] = {}
+        for price, quantity in curve:
+            levels[price] = levels.get(price, 0) + quantity
+        # Ids are the prices: a fill then tells its gain.
+        sides[side] = [CallOrder(price, price, lots, cell=0, priority=0) for price, lots in levels.items()]
+    buys, sells = sides["buy"], sides["sell"]
     everything = [order.price_ticks for order in (*buys, *sells)] or [0]
     book = CallBook(sells, buys, lambda _: b"\1", min(everything), max(everything))
     if crosses(book):
@@ -114,12 +121,12 @@ def auction_clear(
         Path, typer.Argument(help="CSV with the header side,price,quantity; buy or sell; one step a row.")
     ],
     exact: Annotated[
-        bool, typer.Option("--exact", help="Keep the last digits that binary floats leave in quantities.")
+        bool, typer.Option("--exact", help="Take every digit of a quantity as it is written.")
     ] = False,
 ) -> None:
     """Clear a buy and a sell curve at one price; print the interval of prices and of volumes as JSON.
 
-    Quantities are rounded to 14 digits of the total, but to no more than 1.
+    Last digits that binary floats leave in quantities, as in 0.30000000000000004, are rounded away.
 
     Example: cux auction clear curves.csv
     """
@@ -128,13 +135,12 @@ def auction_clear(
 
 
 def _rows(path: Path, file: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
-    """Yield line number and trimmed fields of each row that is not blank."""
+    """Yield line number and fields of each row that is not blank."""
     reader = csv.reader(file, skipinitialspace=True)
     try:
         for row in reader:
-            fields = [field.strip() for field in row]
-            if fields and fields != [""]:
-                yield reader.line_num, fields
+            if len(row) > 1 or (row and row[0].strip()):
+                yield reader.line_num, row
     except csv.Error as error:
         raise CurveError(f"{path}, line {reader.line_num}: {error}; CSV is allowed") from error
     except UnicodeDecodeError as error:
@@ -142,22 +148,36 @@ def _rows(path: Path, file: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
 
 
 def _number(path: Path, line: int, column: str, text: str) -> int:
-    """Return the number in units of the last digit that is allowed."""
+    units = _units(text)
+    if units is None:
+        allowed = f"a decimal number, of at most {DIGITS} digits before and {DIGITS} after the point, is"
+        raise _fault(path, line, column, text, allowed)
+    return units
+
+
+# Most prices and quantities of a curve come more than once.
+@lru_cache(maxsize=1 << 16)
+def _units(text: str) -> int | None:
+    """Return the number in units of the last digit that is allowed, None if it is none or out of range.
+
+    Spaces around it are allowed.
+    """
     # Decimal takes more than the digits of a CSV file: underscores and the digits of other scripts.
-    if text.isascii() and "_" not in text:
-        try:
-            number = Decimal(text)
-            if number.is_finite() and number.adjusted() < DIGITS:
-                units = number.scaleb(DIGITS, _EXACT)
-                if units == (whole := int(units)):
-                    return whole
-        except ArithmeticError:
-            pass
-    allowed = f"a decimal number, of at most {DIGITS} digits before and {DIGITS} after the point, is"
-    raise _fault(path, line, column, text, allowed)
+    if not text.isascii() or "_" in text:
+        return None
+    try:
+        number = Decimal(text)
+        if not number.is_finite() or number.adjusted() >= DIGITS:
+            return None
+        units = number.scaleb(DIGITS, _EXACT)
+    except ArithmeticError:
+        return None
+    whole = int(units)
+    return whole if whole == units else None
 
 
 def _fault(path: Path, line: int, column: str, value: str, allowed: str) -> CurveError:
+    value = value.strip()
     shown = value if len(value) <= 2 * DIGITS else f"{value[: 2 * DIGITS]}..."
     return CurveError(f"{path}, line {line}, {column} {shown!r}: {allowed} allowed")
 
