@@ -51,8 +51,12 @@ def test_an_ask_cannot_claim_a_better_grade_than_certified() -> None:
 
 
 def test_the_gate_ends_what_is_open_and_closes_the_contract() -> None:
-    assert run("ask 1 2 @ 100; bid 1 @ 90; gate 0") == ["1 ended gate, 2 left", "2 ended gate, 1 left"]
-    assert run("gate 0; bid 1 @ 90") == ["rejected COMMAND_EXPIRED"]
+    assert run("ask 1 2 @ 100; bid 1 @ 90; gate 0") == [
+        "closed at 0",
+        "1 ended gate, 2 left",
+        "2 ended gate, 1 left",
+    ]
+    assert run("gate 0; bid 1 @ 90") == ["rejected GATE_CLOSED"]
 
 
 def test_a_block_is_filled_whole_from_one_site() -> None:
@@ -89,8 +93,8 @@ def test_a_block_above_its_limit_in_total_waits() -> None:
 
 
 def test_a_resting_block_ends_at_its_first_hours_gate() -> None:
-    assert run("bid 1 @ 105 hours 3 at 1; gate 1") == ["1 ended gate, 1 left"]
-    assert run("bid 1 @ 105 hours 3; bid 1 @ 90 at 1; gate 0") == ["1 ended gate, 1 left"]
+    assert run("bid 1 @ 105 hours 3 at 1; gate 1") == ["closed at 1", "1 ended gate, 1 left"]
+    assert run("bid 1 @ 105 hours 3; bid 1 @ 90 at 1; gate 0") == ["closed at 0", "1 ended gate, 1 left"]
 
 
 def test_a_better_block_evicts_the_worst_where_the_hour_is_full() -> None:
