@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-from exchange.blocks import opened
 from exchange.contract import HOUR_NS, gate_ns
 from exchange.depth import Changes, Depth
 from exchange.funds import Purse, transfers
@@ -246,13 +245,12 @@ class State:
     def _replaced(self, event: OrderReplaced) -> None:
         order = self._touched[event.order_id] = self._orders[event.order_id]
         if order.is_run:
-            # Each hour that is not yet closed gets the difference; what is in no stretch any more ends.
+            # The same to every hour that is not yet closed makes no stretch shorter.
             first = order.command.delivery_hour
-            changed = [
+            order.run_lots = [
                 0 if self._closed(hour) else max(0, lots + event.lots - order.lots)
                 for hour, lots in enumerate(order.run_lots, first)
             ]
-            order.run_lots = opened(changed, order.command.min_hours)
         order.lots, order.price_ticks, order.leaves_lots = event.lots, event.price_ticks, event.leaves_lots
 
     def _reduced(self, event: OrderReduced) -> None:
