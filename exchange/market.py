@@ -251,8 +251,8 @@ class Market:
         if low == 0 or self.collar_permille == 0:
             book.collar_low = book.collar_high = 0
         else:
-            book.collar_low = max(1, low - low * self.collar_permille // 1000)
-            book.collar_high = min(self.price_max, high + high * self.collar_permille // 1000)
+            book.collar_low = max(1, low * (1000 - self.collar_permille) // 1000)
+            book.collar_high = min(self.price_max, high * (1000 + self.collar_permille) // 1000)
         book.collar_stale = False
 
     # -- sites ---------------------------------------------------------------------------------------

@@ -105,3 +105,11 @@ def test_a_better_block_evicts_the_worst_where_the_hour_is_full() -> None:
 
 def test_a_blocks_own_groups_asks_are_absent() -> None:
     assert run("ask 1 1 @ 100; ask 1 1 @ 100 at 1; bid 1 @ 105 hours 2 by 1") == []
+
+
+def test_both_ends_of_the_collar_are_rounded_down() -> None:
+    moved = "venue banded; ask 1 4 @ 101; bid 4 @ 101; "
+    assert run(moved + "bid 1 @ 80") == []
+    assert run(moved + "bid 1 @ 79") == ["rejected PRICE_OUTSIDE_COLLAR"]
+    assert run(moved + "bid 1 @ 121") == []
+    assert run(moved + "bid 1 @ 122") == ["rejected PRICE_OUTSIDE_COLLAR"]
