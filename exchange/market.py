@@ -285,9 +285,10 @@ class Market:
         free = self.free_orders_per_hour
         if free == 0:
             return
-        self.turn_rate(account)
-        most = free + self.limits.orders_per_trade * account.trades_in_hour
-        if account.orders_in_hour >= most:
+        # Looked at, not counted anew: the order may still be refused.
+        same = account.rate_hour == self.hour
+        most = free + self.limits.orders_per_trade * (account.trades_in_hour if same else 0)
+        if (account.orders_in_hour if same else 0) >= most:
             refuse(RejectReason.ORDER_TO_TRADE_EXCEEDED, "account", f"{most} orders in this hour")
 
     def turn_rate(self, account: Account) -> None:

@@ -113,3 +113,10 @@ def test_both_ends_of_the_collar_are_rounded_down() -> None:
     assert run(moved + "bid 1 @ 79") == ["rejected PRICE_OUTSIDE_COLLAR"]
     assert run(moved + "bid 1 @ 121") == []
     assert run(moved + "bid 1 @ 122") == ["rejected PRICE_OUTSIDE_COLLAR"]
+
+
+def test_a_refused_order_does_not_begin_a_new_hours_count() -> None:
+    """The market itself asserts that a refusal changes nothing."""
+    assert run("venue rated; bid 1 @ 100; later 3600; bid 100000 @ 10000000") == [
+        "rejected INSUFFICIENT_FUNDS"
+    ]
