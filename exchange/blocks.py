@@ -1,7 +1,7 @@
 """Blocks, which are filled whole from one site, and runs, which sell stretches of hours to them."""
 
 from exchange import slots
-from exchange.book import CONTINUOUS, Site, SiteHour
+from exchange.book import CONTINUOUS, Book, Site, SiteHour
 from exchange.market import Events, Market, contains, refuse
 from exchange.order import Order
 from exchange.slots import IOC
@@ -81,7 +81,7 @@ def plan_block(market: Market, block: Order, sites: list[Site]) -> BlockPlan | N
         return None
     best: BlockPlan | None = None
     most = block.price * block.leaves_lots * block.hours
-    served = market.eligibility.served_by(block.cell)
+    served = block.served_by
     for site in sites:
         plan = _plan_of_asks(block, site, served, most if best is None else best.cost - 1)
         if plan is not None:
@@ -228,7 +228,7 @@ def serve_blocks(market: Market, ask: Order, events: Events) -> None:
             break
         if ask.hours > 1 and not contains(ask, block):
             continue
-        if market.eligibility.served_by(block.cell)[ask.cell]:
+        if block.served_by[ask.cell]:
             plan = plan_block(market, block, [site])
             if plan is not None:
                 trade_block(market, block, plan, events)
@@ -321,9 +321,9 @@ def reduce_run(market: Market, run: Order, lots: list[int], reason: EndReason, e
 # -- entry and replacement -----------------------------------------------------------------------------
 
 
-def eligible_sites(market: Market, block: Order) -> list[Site]:
+def eligible_sites(block: Order) -> list[Site]:
     """Return the sites that may serve the block at their best grade, by number."""
-    served = market.eligibility.served_by(block.cell)
+    served = block.served_by
     return [site for site in block.book.listed.sites if served[site.cell]]
 
 
@@ -394,7 +394,7 @@ def replace_block(market: Market, block: Order, lots: int, price: int) -> Events
     block.price = price
     block.worth_micros = price * lots * block.hours * block.tick_lot_micros
     try:
-        plan = plan_block(market, block, eligible_sites(market, block))
+        plan = plan_block(market, block, eligible_sites(block))
         reserved = market.fund(block)
     except Exception:
         block.lots, block.price, block.leaves_lots, block.worth_micros = was
@@ -416,22 +416,6 @@ def replace_run(market: Market, run: Order, lots: int, price: int) -> Events:
     assert site is not None
     more = lots - run.lots
     reduces = price == run.price and more < 0
-    if not reduces:
-        market.check_collar(run.book, price)
-        market.check_status(run.account)
-        market.check_rate(run.account)
-        for index, open_lots in enumerate(old):
-            hour = run.hour + index
-            place = site.hours.get(hour)
-            if more > 0 and place is not None and hour > market.closed_hour:
-                free = place.capacity - place.sold - place.open_runs
-                if more > free:
-                    refuse(
-                        RejectReason.CAPACITY_EXCEEDED,
-                        "lots",
-                        f"{free} lots are free at the site in hour {hour}",
-                    )
-            assert open_lots >= 0
     wanted = [
         max(0, open_lots + more) if run.hour + index > market.closed_hour else 0
         for index, open_lots in enumerate(old)
@@ -440,15 +424,25 @@ def replace_run(market: Market, run: Order, lots: int, price: int) -> Events:
     if not any(wanted):
         run.lots = lots
         return [market.end(run, EndReason.REPLACED)]
-    was = (run.lots, run.price)
+    if not reduces:
+        book = run.book.listed.books.get(run.hour)
+        market.check_collar(Book(run.book.listed, run.hour) if book is None else book, price)
+        market.check_status(run.account)
+        market.check_rate(run.account)
+        for index, wanted_lots in enumerate(wanted):
+            extra = wanted_lots - old[index]
+            if extra > 0:
+                check_run_room(site, run.hour + index, 1, extra)
+    was = (run.lots, run.price, run.worth_micros)
     run.lots, run.price = lots, price
-    market.set_run(run, wanted)
+    run.worth_micros = price * sum(wanted) * run.tick_lot_micros
     try:
         reserved = market.fund(run)
     except Exception:
-        run.lots, run.price = was
-        market.set_run(run, old)
+        # A refused replace leaves the run as it was.
+        run.lots, run.price, run.worth_micros = was
         raise
+    market.set_run(run, wanted)
     if not reduces:
         market.give_time(run)
         market.count_order(run.account)

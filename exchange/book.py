@@ -17,6 +17,7 @@ CLEARING: Final = 2
 CONTINUOUS: Final = 3
 HALTED: Final = 4
 
+CHUNK_BITS: Final = 12
 CHUNK: Final = 4096
 
 
@@ -174,6 +175,8 @@ class Book:
         "listed",
         "phase",
         "phase_since_ns",
+        "recent_asks",
+        "recent_bids",
     )
 
     def __init__(self, listed: "Class", hour: int) -> None:
@@ -186,6 +189,8 @@ class Book:
         self.asks: list[CellSide] = []
         self.bid_cells: dict[int, CellSide] = {}
         self.ask_cells: dict[int, CellSide] = {}
+        self.recent_bids: CellSide | None = None
+        self.recent_asks: CellSide | None = None
         self.blocks: dict[int, Order] = {}
         self.collar_stale = True
         self.collar_low = 0
@@ -195,6 +200,9 @@ class Book:
 
     def side(self, is_bid: bool, cell: int, eligibility: Eligibility) -> CellSide:
         """Return the side of a cell, made now if nothing was entered there before."""
+        recent = self.recent_bids if is_bid else self.recent_asks
+        if recent is not None and recent.cell == cell:
+            return recent
         cells = self.bid_cells if is_bid else self.ask_cells
         found = cells.get(cell)
         if found is None:
@@ -204,6 +212,10 @@ class Book:
                 self.bids.append(found)
             else:
                 self.asks.append(found)
+        if is_bid:
+            self.recent_bids = found
+        else:
+            self.recent_asks = found
         return found
 
     def resting(self) -> list[Order]:
@@ -469,22 +481,22 @@ class Orders:
 
     def add(self, order: Order) -> None:
         """Take in the order with the next number."""
-        index = order.order_id // CHUNK
+        index = order.order_id >> CHUNK_BITS
         while index >= len(self._chunks):
             self._chunks.append([])
             self._counts.append(0)
         chunk = self._chunks[index]
         if not chunk:
             chunk += [None] * CHUNK
-        chunk[order.order_id % CHUNK] = order
+        chunk[order.order_id & (CHUNK - 1)] = order
         self._counts[index] += 1
         self.size += 1
 
     def remove(self, order: Order) -> None:
         """Let an order go."""
-        index = order.order_id // CHUNK
+        index = order.order_id >> CHUNK_BITS
         chunk = self._chunks[index]
-        chunk[order.order_id % CHUNK] = None
+        chunk[order.order_id & (CHUNK - 1)] = None
         left = self._counts[index] - 1
         self._counts[index] = left
         self.size -= 1
@@ -494,11 +506,11 @@ class Orders:
 
     def get(self, order_id: int) -> Order | None:
         """Return the order, None if there is none of this number."""
-        index = order_id // CHUNK
+        index = order_id >> CHUNK_BITS
         if not 0 <= index < len(self._chunks):
             return None
         chunk = self._chunks[index]
-        return chunk[order_id % CHUNK] if chunk else None
+        return chunk[order_id & (CHUNK - 1)] if chunk else None
 
     def all(self) -> list[Order]:
         """Return the orders by number."""

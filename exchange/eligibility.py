@@ -1,5 +1,6 @@
 """Which supply may serve which requirement: a table made from the venue's tiers and round trips."""
 
+from exchange.slots import Requirement as Needed
 from schemas.commands import Requirement
 from schemas.venue import Venue
 
@@ -30,6 +31,7 @@ class Eligibility:
             a, b = self.zones[trip.a], self.zones[trip.b]
             self._zone_rank[a][b] = self._zone_rank[b][a] = rank
         self._served_by: dict[int, bytes] = {}
+        self.tiers = len(self.security)
 
     def supply_cell(self, zone: str, carbon: str, security: str) -> int:
         """Return the number of a supply cell; the codes are known."""
@@ -56,6 +58,15 @@ class Eligibility:
             return -1
         cell = (in_zone * len(self.latency) + in_latency) * len(self.carbon) + in_carbon
         return cell * len(self.security) + in_security
+
+    def settle(self, need: Needed) -> int:
+        """Return the number of a requirement's demand cell, -1 if a code is unknown, and note it there."""
+        cell = self.find_demand_cell(need.zone, need.latency, need.carbon, need.security)
+        if cell >= 0:
+            need.served_by = self.served_by(cell)
+            need.cell = cell
+            need.settled_by = self
+        return cell
 
     def demand_cell(self, requirement: Requirement) -> int:
         """Return the number of a demand cell; the codes are known."""

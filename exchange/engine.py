@@ -208,7 +208,7 @@ class Engine:
         block = market.orders.get(order_id)
         assert block is not None
         events: Events = [BlockRetried(order_id)]
-        plan = plan_block(market, block, eligible_sites(market, block))
+        plan = plan_block(market, block, eligible_sites(block))
         if plan is not None:
             trade_block(market, block, plan, events)
         return events

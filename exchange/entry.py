@@ -1,5 +1,7 @@
 """How an order comes in: every general test, in the order of the rulebook, then acceptance."""
 
+from typing import Final
+
 from exchange import slots
 from exchange.blocks import (
     BlockPlan,
@@ -29,8 +31,11 @@ from exchange.matching import Plan
 from exchange.order import Account, Fill, Group, Order
 from exchange.slots import AUCTION, FOK, GTC, GTD, IOC, EnterOrder, Requirement
 from schemas.commands import EnterOrder as EnterOrderCommand
-from schemas.events import EndReason, OrderListed, OrderRepeated
+from schemas.events import EndReason, OrderListed, OrderRepeated, Rejected
 from schemas.reasons import RejectReason
+
+REQUESTED: Final = EndReason.REQUESTED
+UNKNOWN_ORDER: Final = Rejected(RejectReason.UNKNOWN_ORDER, "order_id", "an open order of the account")
 
 
 def enter(market: Market, command: EnterOrder, listing: Listing | None = None) -> Events:
@@ -102,6 +107,8 @@ def enter(market: Market, command: EnterOrder, listing: Listing | None = None) -
         book = Book(listed, hour)
     order = Order(market.last_order_id + 1, account, command, book, tick_lot)
     order.cell = cell
+    if command.requirement is not None:
+        order.served_by = command.requirement.served_by
     order.site = site
     order.position = position
     _check_collar(market, book, order)
@@ -193,7 +200,9 @@ def demand_cell(
     if need is None or site or position or carbon is not None:
         refuse(RejectReason.SIDE_FIELDS_MISMATCH, "requirement", "a bid names a requirement and no site")
     table = market.eligibility
-    cell = table.find_demand_cell(need.zone, need.latency, need.carbon, need.security)
+    if need.settled_by is table:
+        return need.cell
+    cell = table.settle(need)
     if cell < 0:
         if need.zone not in table.zones:
             refuse(RejectReason.UNKNOWN_ZONE, "requirement.zone", "a zone of the venue")
@@ -259,7 +268,7 @@ def supply_cell(market: Market, site: Site, carbon: str | None, position: Fill |
     best = site.carbon if position is None else position.carbon
     if rank < best:
         refuse(RejectReason.GRADE_NOT_CERTIFIED, "carbon", f"{list(table.carbon)[best]} or worse")
-    return site.cell + (rank - site.carbon) * len(table.security)
+    return site.cell + (rank - site.carbon) * table.tiers
 
 
 def check_phases(market: Market, listed: Class, first: int, hours: int, time_in_force: int) -> None:
@@ -398,7 +407,7 @@ def _accept_hourly(
 
 def _accept_block(market: Market, order: Order, group: Group | None, listing: Listing | None) -> Events:
     most: int = market.limits.block_max_site_hours
-    sites = eligible_sites(market, order)
+    sites = eligible_sites(order)
     if len(sites) * order.hours > most:
         refuse(RejectReason.BLOCK_TOO_WIDE, "hours", f"hours x eligible sites to {most}")
     order.worth_micros = order.price * order.lots * order.hours * order.tick_lot_micros
@@ -432,6 +441,8 @@ def replace_order(market: Market, command: slots.ReplaceOrder) -> Events:
     """Give an open order another total and price."""
     account = market.account(command.account)
     order = market.find_open(account, command.order_id, command.client_order_id)
+    if order is None:
+        return [UNKNOWN_ORDER]
     market.check_validity(command.valid_until_ns)
     lots, price = command.lots, command.price_ticks
     market.check_price(price)
@@ -461,4 +472,7 @@ def cancel_order(market: Market, command: slots.CancelOrder) -> Events:
     """End an open order."""
     account = market.account(command.account)
     order = market.find_open(account, command.order_id, command.client_order_id)
-    return [market.end(order, EndReason.REQUESTED)]
+    if order is None:
+        # The commonest refusal, of an order that has just traded, is given without raising it.
+        return [UNKNOWN_ORDER]
+    return [market.end(order, REQUESTED)]

@@ -35,7 +35,7 @@ def check_phase(phase: int, time_in_force: int, is_market: bool, min_lots: int, 
 def plan_of(market: Market, order: Order) -> Plan | None:
     """Return what the order would trade now, None if it meets nothing, or refuse it for what it says."""
     plan: Plan | None = None
-    sides = open_sides(order.book, order, market.eligibility)
+    sides = open_sides(order.book, order)
     if sides:
         plan = plan_hourly(sides, order, market.band_permille)
     filled = 0 if plan is None else plan.lots

@@ -142,15 +142,15 @@ def _check_book(market: Market, book: Book) -> None:
         return
     for bids in book.bids:
         for bid in bids.orders():
-            if not open_sides(book, bid, market.eligibility):
+            if not open_sides(book, bid):
                 # The best bid of the cell meets nothing, so no other does.
                 break
-            for asks in open_sides(book, bid, market.eligibility):
+            for asks in open_sides(book, bid):
                 for ask in asks.orders():
                     if ask.price > bid.price:
                         break
                     assert ask.account.group == bid.account.group, f"{bid.order_id} crosses {ask.order_id}"
     for block in book.blocks.values():
         if block.order_id not in market.pending_retries and block.hour == book.hour:
-            plan = plan_block(market, block, eligible_sites(market, block))
+            plan = plan_block(market, block, eligible_sites(block))
             assert plan is None, f"block {block.order_id} could trade at {plan.site.number}"

@@ -616,12 +616,12 @@ class Market:
         """Return what is left of a trade, None if there is none of this number."""
         return self.fills[trade_id - 1] if 0 < trade_id <= len(self.fills) else None
 
-    def find_open(self, account: Account, order_id: int, client_order_id: str | None) -> Order:
-        """Return an account's open order by either id, or refuse."""
+    def find_open(self, account: Account, order_id: int, client_order_id: str | None) -> Order | None:
+        """Return an account's open order by either id, None if it has none."""
         named = client_order_id or ""
         order = self.orders.get(order_id) if order_id else account.client_orders.get(named)
         if order is None or order.account is not account or order.leaves_lots == 0:
-            refuse(RejectReason.UNKNOWN_ORDER, "order_id", "an open order of the account")
+            return None
         return order
 
 

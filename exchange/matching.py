@@ -3,7 +3,6 @@
 from typing import Final
 
 from exchange.book import Book, CellSide, Level
-from exchange.eligibility import Eligibility
 from exchange.order import Order
 from exchange.slots import CANCEL_BOTH, CANCEL_TAKER
 
@@ -56,14 +55,14 @@ class _Cursor:
         self.order = following
 
 
-def open_sides(book: Book, taker: Order, eligibility: Eligibility) -> list[CellSide]:
+def open_sides(book: Book, taker: Order) -> list[CellSide]:
     """Return the other side's cells that the taker may meet at its price."""
     found: list[CellSide] = []
-    price, cell = taker.price, taker.cell
+    price, cell, served_by = taker.price, taker.cell, taker.served_by
     if taker.is_bid:
         for side in book.asks:
             best = side.best
-            if best is not None and best.key <= price and eligibility.served_by(cell)[side.cell]:
+            if best is not None and best.key <= price and served_by[side.cell]:
                 found.append(side)
     else:
         for side in book.bids:

@@ -104,6 +104,7 @@ class Account:
 class Order(Pledge):
     """An accepted order.
 
+    A bid's `served_by` is the table of the supply cells that may serve it.
     `leaves_lots` is what is open: lot-hours of a run, whose `run_lots` are by hour from its first. Of
     them `shown_lots` stand in the queue. `priority` is the time in the queue. `worth_micros` is the most
     that trades still to come may be worth.
@@ -140,6 +141,7 @@ class Order(Pledge):
         "priority",
         "run_lots",
         "self_trade",
+        "served_by",
         "shown_lots",
         "side",
         "site",
@@ -178,6 +180,7 @@ class Order(Pledge):
         self.min_hours = command.min_hours
         self.tick_lot_micros = tick_lot_micros
         self.cell = 0
+        self.served_by = b""
         self.leaves_lots = command.lots
         self.shown_lots = command.lots
         self.filled_lots = 0

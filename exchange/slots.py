@@ -6,6 +6,8 @@ what is not on the way of every order has no form of its own here and passes unc
 
 from typing import Final
 
+from mypy_extensions import mypyc_attr
+
 from schemas import commands, events
 
 GTC: Final = 0
@@ -22,18 +24,23 @@ _SELF_TRADE: Final = {code: number for number, code in enumerate(commands.SelfTr
 _TIMES_IN_FORCE: Final = list(commands.TimeInForce)
 
 
+@mypyc_attr(acyclic=True)
 class Requirement:
-    """What a bid needs."""
+    """What a bid needs. `cell` and `served_by` are what the table `settled_by` made of it."""
 
-    __slots__ = ("carbon", "latency", "security", "zone")
+    __slots__ = ("carbon", "cell", "latency", "security", "served_by", "settled_by", "zone")
 
     def __init__(self, zone: str, latency: str, carbon: str, security: str) -> None:
         self.zone = zone
         self.latency = latency
         self.carbon = carbon
         self.security = security
+        self.settled_by: object = None
+        self.cell = 0
+        self.served_by = b""
 
 
+@mypyc_attr(acyclic=True)
 class EnterOrder:
     """An order as it was entered. `time_in_force` and `self_trade` are the numbers above."""
 
@@ -141,6 +148,7 @@ class EnterOrder:
         )
 
 
+@mypyc_attr(acyclic=True)
 class ReplaceOrder:
     """A change of an open order's total and price."""
 
@@ -163,6 +171,7 @@ class ReplaceOrder:
         self.price_ticks = price_ticks
 
 
+@mypyc_attr(acyclic=True)
 class CancelOrder:
     """The end of an open order."""
 
@@ -174,6 +183,7 @@ class CancelOrder:
         self.client_order_id = client_order_id
 
 
+@mypyc_attr(acyclic=True)
 class Event:
     """Base of the events that have a form inside."""
 
@@ -182,6 +192,7 @@ class Event:
         raise AssertionError(self)
 
 
+@mypyc_attr(acyclic=True)
 class OrderAccepted(Event):
     """The order is in force."""
 
@@ -196,6 +207,7 @@ class OrderAccepted(Event):
         return events.OrderAccepted(self.order_id, self.reserved_micros)
 
 
+@mypyc_attr(acyclic=True)
 class OrderReplaced(Event):
     """The order has another total and price."""
 
@@ -229,6 +241,7 @@ class OrderReplaced(Event):
         )
 
 
+@mypyc_attr(acyclic=True)
 class OrderReduced(Event):
     """A part of the order is no longer open."""
 
@@ -265,6 +278,7 @@ class OrderReduced(Event):
         )
 
 
+@mypyc_attr(acyclic=True)
 class OrderEnded(Event):
     """What was open of the order is no more."""
 
@@ -286,6 +300,7 @@ class OrderEnded(Event):
         )
 
 
+@mypyc_attr(acyclic=True)
 class Traded(Event):
     """A trade; `taker` is 1 for the bid, -1 for the ask, 0 for neither."""
 
@@ -381,6 +396,7 @@ class Traded(Event):
         )
 
 
+@mypyc_attr(acyclic=True)
 class BlockTraded(Event):
     """A block was filled whole from one site."""
 
@@ -394,6 +410,22 @@ class BlockTraded(Event):
     def told(self) -> events.AnyEvent:
         """Return the event of the words."""
         return events.BlockTraded(self.order_id, self.site, tuple([leg.told() for leg in self.legs]))
+
+
+_requirements: dict[tuple[str, str, str, str], Requirement] = {}
+_REQUIREMENTS_MAX: Final = 10_000
+
+
+def requirement_of(need: commands.Requirement) -> Requirement:
+    """Return the one object for equal requirements, so that what is made of it is made once."""
+    key = (need.zone, need.latency, need.carbon, need.security)
+    found = _requirements.get(key)
+    if found is None:
+        if len(_requirements) >= _REQUIREMENTS_MAX:
+            _requirements.clear()
+        found = Requirement(need.zone, need.latency, need.carbon, need.security)
+        _requirements[key] = found
+    return found
 
 
 def taken(command: commands.AnyCommand) -> object:
@@ -410,7 +442,7 @@ def taken(command: commands.AnyCommand) -> object:
             command.hours,
             command.lots,
             command.price_ticks,
-            None if need is None else Requirement(need.zone, need.latency, need.carbon, need.security),
+            None if need is None else requirement_of(need),
             command.site,
             command.carbon,
             command.order_type is commands.OrderType.MARKET,

@@ -5,7 +5,7 @@ from exchange.contract import HOUR_NS
 from exchange.entry import demand_cell, enter, supply_cell, supply_site
 from exchange.market import DUE_LISTING, Events, Market, Refusal, refuse
 from exchange.order import Account
-from exchange.slots import EnterOrder, Requirement
+from exchange.slots import EnterOrder, requirement_of
 from schemas.commands import CancelStandingOffer, EnterStandingOffer, ReplaceStandingOffer, Side
 from schemas.events import (
     EndReason,
@@ -52,7 +52,7 @@ def enter_offer(market: Market, command: EnterStandingOffer) -> Events:
     _check_curve(market, command.price_curve)
     listed = market.listed_class(command.class_code)
     need = command.requirement
-    inside = None if need is None else Requirement(need.zone, need.latency, need.carbon, need.security)
+    inside = None if need is None else requirement_of(need)
     if is_bid:
         demand_cell(market, inside, command.site, 0, command.carbon)
     else:
