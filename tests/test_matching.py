@@ -120,3 +120,15 @@ def test_a_refused_order_does_not_begin_a_new_hours_count() -> None:
     assert run("venue rated; bid 1 @ 100; later 3600; bid 100000 @ 10000000") == [
         "rejected INSUFFICIENT_FUNDS"
     ]
+
+
+def test_a_run_refused_other_terms_has_no_block_retried() -> None:
+    """The market itself asserts that a refusal changes nothing."""
+    refused = "ask 1 3 @ 100 hours 3 stretch 2; bid 1 @ 99 hours 2; withdraw 1 to 10; replace 1 to 3 @ 200"
+    assert run(refused) == ["rejected INSUFFICIENT_FUNDS"]
+
+
+def test_a_replaced_run_stands_in_the_collar_of_its_first_hours_trades() -> None:
+    moved = "venue banded; ask 1 2 @ 100 hours 2 stretch 1; ask 1 4 @ 105; bid 4 @ 105; "
+    assert run(moved + "replace 1 to 2 @ 126") == ["1 replaced: 2 @ 126, 4 left"]
+    assert run(moved + "replace 1 to 2 @ 83") == ["rejected PRICE_OUTSIDE_COLLAR"]
