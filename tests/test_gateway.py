@@ -1569,6 +1569,26 @@ async def test_an_order_shows_its_terms_as_they_are_now(desk: Desk, reader: Read
     assert (found["status"], found["end_reason"], found["leaves_gpus"]) == ("canceled", "replaced", "0")
 
 
+async def test_an_order_is_told_when_it_was_changed_and_not_when_filled_in_part(
+    desk: Desk, reader: Reader
+) -> None:
+    await reader.call("market.subscribe", {"channels": ["orders"]})
+    desk.bid(1, FIRST_HOUR, 5)
+    desk.take(bid_command(2, FIRST_HOUR, account=2, lots=9), OrderAccepted(2, 0))
+    trade(desk, 1, 1, 2)
+    replaced(desk, 1, 4, 1000, 3)
+    desk.take(Tick(), OrderReduced(1, 1, 1, 2, 0, EndReason.CAPACITY))
+    desk.take(Tick(), OrderEnded(1, 1, 2, 0, EndReason.REQUESTED))
+    await desk.publish()
+    told = [message["params"]["data"] for message in reader.heard]
+    assert [(one["status"], one["gpus"], one["leaves_gpus"]) for one in told] == [
+        ("open", "5", "5"),
+        ("open", "4", "3"),
+        ("open", "3", "2"),
+        ("canceled", "3", "0"),
+    ]
+
+
 async def test_an_iceberg_tells_its_owner_what_it_shows_and_a_market_order_has_no_price(
     desk: Desk, reader: Reader
 ) -> None:
@@ -1686,6 +1706,7 @@ async def test_phases_are_told_to_all_and_stand_in_snapshots_and_orders(desk: De
     desk.time_ns = FIRST_HOUR * HOUR_NS
     desk.take(Tick(), ContractClosed("H100-SXM", FIRST_HOUR))
     assert await phases() == ("closed", "closed", "continuous")
+    assert desk.gateway.state._phases == {}, "what is closed is forgotten"
     await desk.publish()
     told = [message["params"]["data"] for message in reader.heard]
     assert [one["phase"] for one in told] == ["halted", "call", "clearing", "continuous", "closed"]
