@@ -26,14 +26,19 @@ from schemas.commands import (
 from schemas.events import (
     AccountRegistered,
     AnyEvent,
-    BlockTraded,
+    CallCleared,
     OrderAccepted,
     OrderEnded,
+    OrderListed,
+    OrderReduced,
+    OrderReplaced,
+    PhaseChanged,
     ReadingsReceived,
     SettlementPosted,
     SettlementRunStarted,
     SiteCertified,
     Traded,
+    trades_of,
 )
 from schemas.records import Decoded, Record, decoded, entry_of
 from settlement.database import assume_writer, connect
@@ -57,7 +62,16 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         *("order_id", "sequence", "time_ns", "account", "client_order_id", "valid_until_ns", "side"),
         *("class_code", "delivery_hour", "hours", "lots", "price_ticks", "time_in_force", "expire_ns"),
         *("required_zone", "required_latency", "required_carbon", "required_security"),
-        *("site", "carbon", "reserved_micros"),
+        *("site", "carbon", "reserved_micros", "order_type", "min_lots", "display_lots", "post_only"),
+        *("self_trade", "exclusive_group", "position", "min_hours", "offer_id"),
+    ),
+    "order_replacements": (
+        *("order_id", "sequence", "time_ns", "account", "lots", "price_ticks", "leaves_lots"),
+        "reserved_micros",
+    ),
+    "order_reductions": (
+        *("order_id", "sequence", "ordinal", "time_ns", "account", "lots", "leaves_lots"),
+        *("released_micros", "reason", "run_lots"),
     ),
     "order_ends": (
         *("order_id", "sequence", "time_ns", "account", "leaves_lots", "released_micros", "reason"),
@@ -66,7 +80,12 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         *("trade_id", "sequence", "time_ns", "class_code", "delivery_hour", "price_ticks", "lots", "taker"),
         *("bid_order_id", "ask_order_id", "buyer", "seller", "site", "block", "notional_micros"),
         *("buyer_fee_micros", "buyer_released_micros"),
-        *("bond_micros", "seller_fee_micros", "seller_released_micros"),
+        *("bond_micros", "seller_fee_micros", "seller_released_micros", "position"),
+    ),
+    "phases": ("sequence", "ordinal", "time_ns", "class_code", "delivery_hour", "phase"),
+    "call_prices": (
+        *("sequence", "time_ns", "class_code", "delivery_hour", "zone", "carbon", "security"),
+        *("lowest_ticks", "highest_ticks", "price_ticks"),
     ),
     "transfers": (
         *("sequence", "ordinal", "debit_account", "debit_purse", "credit_account", "credit_purse"),
@@ -221,8 +240,8 @@ def rows_of(records: Iterable[Decoded]) -> Rows:
     for record in records:
         ordinal = 0
         account = getattr(record.command, "account", VENUE)
-        for event in record.events:
-            _add_fact(rows, record, event)
+        for number, event in enumerate(record.events, 1):
+            _add_fact(rows, record, event, number)
             for transfer in transfers(account, event):
                 ordinal += 1
                 rows["transfers"].append((record.sequence, ordinal, *transfer))
@@ -314,8 +333,9 @@ async def _write(conn: asyncpg.Connection, batch: Sequence[Record]) -> None:
                 )
 
 
-def _add_fact(rows: Rows, record: Decoded, event: AnyEvent) -> None:
+def _add_fact(rows: Rows, record: Decoded, event: AnyEvent, ordinal: int) -> None:
     at = (record.sequence, record.time_ns)
+    rows["fills"] += [_fill_row(at, trade) for trade in trades_of(event)]
     match record.command, event:
         case RegisterAccount() as command, AccountRegistered():
             rows["accounts"].append((command.account, *at, command.trade_group, command.registry_digest))
@@ -328,7 +348,24 @@ def _add_fact(rows: Rows, record: Decoded, event: AnyEvent) -> None:
                 )
             )
         case EnterOrder() as command, OrderAccepted():
-            rows["orders"].append(_order_row(at, command, event))
+            rows["orders"].append(_order_row(at, command, event, None))
+        case _, OrderListed():
+            rows["orders"].append(_order_row(at, event.order, event, event.offer_id))
+        case _, OrderReplaced():
+            rows["order_replacements"].append(
+                (
+                    *(event.order_id, *at, event.account, event.lots, event.price_ticks),
+                    *(event.leaves_lots, event.reserved_micros),
+                )
+            )
+        case _, OrderReduced():
+            rows["order_reductions"].append(
+                (
+                    *(event.order_id, record.sequence, ordinal, record.time_ns, event.account, event.lots),
+                    *(event.leaves_lots, event.released_micros, event.reason.value),
+                    list(event.run_lots) or None,
+                )
+            )
         case _, OrderEnded():
             rows["order_ends"].append(
                 (
@@ -336,10 +373,21 @@ def _add_fact(rows: Rows, record: Decoded, event: AnyEvent) -> None:
                     event.reason.value,
                 )
             )
-        case _, Traded():
-            rows["fills"].append(_fill_row(at, event))
-        case _, BlockTraded():
-            rows["fills"] += [_fill_row(at, leg) for leg in event.legs]
+        case _, PhaseChanged():
+            rows["phases"].append(
+                (
+                    *(record.sequence, ordinal, record.time_ns, event.class_code, event.delivery_hour),
+                    event.phase.value,
+                )
+            )
+        case _, CallCleared():
+            rows["call_prices"] += [
+                (
+                    *(*at, event.class_code, event.delivery_hour, cell.zone, cell.carbon, cell.security),
+                    *(cell.lowest_ticks, cell.highest_ticks, cell.price_ticks),
+                )
+                for cell in event.prices
+            ]
         case ReceiveReadings() as command, ReadingsReceived():
             rows["readings_announced"].append(
                 (
@@ -364,22 +412,27 @@ def _add_fact(rows: Rows, record: Decoded, event: AnyEvent) -> None:
             )
 
 
-def _order_row(at: tuple[int, int], command: EnterOrder, event: OrderAccepted) -> tuple[Any, ...]:
+def _order_row(
+    at: tuple[int, int], command: EnterOrder, event: OrderAccepted | OrderListed, offer_id: int | None
+) -> tuple[Any, ...]:
     need = command.requirement
     return (
         *(event.order_id, *at, command.account, command.client_order_id, command.valid_until_ns),
         *(command.side.value, command.class_code, command.delivery_hour, command.hours),
         *(command.lots, command.price_ticks, command.time_in_force.value, command.expire_ns),
         *((need.zone, need.latency, need.carbon, need.security) if need else (None,) * 4),
-        *(command.site or None, command.carbon, event.reserved_micros),
+        *(command.site or None, command.carbon, event.reserved_micros, command.order_type.value),
+        *(command.min_lots, command.display_lots, command.post_only, command.self_trade.value),
+        *(command.exclusive_group, command.position or None, command.min_hours, offer_id),
     )
 
 
 def _fill_row(at: tuple[int, int], trade: Traded) -> tuple[Any, ...]:
     return (
         *(trade.trade_id, *at, trade.class_code, trade.delivery_hour, trade.price_ticks, trade.lots),
-        *(trade.taker.value, trade.bid_order_id, trade.ask_order_id, trade.buyer, trade.seller),
+        *(trade.taker and trade.taker.value, trade.bid_order_id, trade.ask_order_id),
+        *(trade.buyer, trade.seller),
         *(trade.site, trade.block, trade.notional_micros),
         *(trade.buyer_fee_micros, trade.buyer_released_micros),
-        *(trade.bond_micros, trade.seller_fee_micros, trade.seller_released_micros),
+        *(trade.bond_micros, trade.seller_fee_micros, trade.seller_released_micros, trade.position),
     )

@@ -21,13 +21,19 @@ from schemas.codec import encode
 from schemas.commands import (
     AnyCommand,
     CancelOrder,
+    CellPrice,
     CertifySite,
     Deposit,
     EnterOrder,
+    ListStandingOffer,
+    OrderType,
     PostSettlement,
+    ProposeClearing,
     ReceiveReadings,
     RegisterAccount,
+    ReplaceOrder,
     Requirement,
+    SelfTrade,
     Side,
     StartSettlementRun,
     Tick,
@@ -37,10 +43,16 @@ from schemas.events import (
     AccountRegistered,
     AnyEvent,
     BlockTraded,
+    CallCleared,
     Deposited,
     EndReason,
     OrderAccepted,
     OrderEnded,
+    OrderListed,
+    OrderReduced,
+    OrderReplaced,
+    Phase,
+    PhaseChanged,
     ReadingsReceived,
     Rejected,
     SettlementPosted,
@@ -161,6 +173,41 @@ def story() -> list[Record]:
         (correction, (posted(correction),)),
     ]
     return [record(number, command, *events) for number, (command, events) in enumerate(said, start=1)]
+
+
+def market_day() -> list[Record]:
+    """What the story leaves out: every order term, replaces, reductions, a listing, a call, a resale."""
+    terms = {"order_type": OrderType.MARKET, "min_lots": 1, "display_lots": 3, "post_only": True}
+    more = {"self_trade": SelfTrade.CANCEL_BOTH, "exclusive_group": "g"}
+    run = msgspec.structs.replace(ask(2, "r"), hours=3, min_hours=2)
+    replacement = ReplaceOrder(account=1, order_id=20, valid_until_ns=5, lots=1, price_ticks=190)
+    cleared = CallCleared("T4", HOUR, 2, (CellPrice("west", "B", "S3", 170, 181, 175),))
+    resale = msgspec.structs.replace(ask(1, "again"), position=13)
+    said: list[tuple[AnyCommand, tuple[AnyEvent, ...]]] = [
+        (msgspec.structs.replace(bid(1, "m"), **terms, **more), (OrderAccepted(20, 450_500),)),
+        (replacement, (OrderReplaced(20, 1, 1, 190, 1, -200_000),)),
+        (ListStandingOffer(5), (OrderListed(21, 5, 45_250, ask(2, "nightly")),)),
+        (run, (OrderAccepted(22, 90_500),)),
+        (
+            Tick(),
+            (
+                OrderReduced(21, 2, 1, 1, 20_000, EndReason.CAPACITY),
+                OrderReduced(22, 2, 2, 4, 30_000, EndReason.GATE, (0, 2, 2)),
+                PhaseChanged("T4", HOUR, Phase.CALL),
+                PhaseChanged("T4", HOUR + 1, Phase.CALL),
+            ),
+        ),
+        (
+            ProposeClearing("T4", HOUR, (), ()),
+            (
+                cleared,
+                msgspec.structs.replace(trade(13, 20, 21), taker=None),
+                PhaseChanged("T4", HOUR, Phase.CONTINUOUS),
+            ),
+        ),
+        (resale, (OrderAccepted(23, 45_250), msgspec.structs.replace(trade(14, 20, 23), position=13))),
+    ]
+    return [record(number, command, *events) for number, (command, events) in enumerate(said, start=21)]
 
 
 def posted(command: PostSettlement) -> SettlementPosted:
@@ -432,6 +479,19 @@ async def test_an_owner_without_rights_over_roles_has_a_ledger(
 
 # The writer
 
+PLAIN = {
+    "order_type": "limit",
+    "min_lots": 0,
+    "display_lots": 0,
+    "post_only": False,
+    "self_trade": "cancel_taker",
+    "exclusive_group": None,
+    "position": None,
+    "min_hours": 0,
+    "offer_id": None,
+}
+"""What an order has that asks for nothing special."""
+
 
 async def test_every_kind_of_record_lands_once_with_its_fields(
     conn: asyncpg.Connection, database: dict[str, Any], folder: Path, log: FileLog
@@ -491,6 +551,7 @@ async def test_every_kind_of_record_lands_once_with_its_fields(
         "site": None,
         "carbon": None,
         "reserved_micros": 901_000,
+        **PLAIN,
     }
     assert await row("SELECT * FROM cux.orders WHERE order_id = 1") == {
         "order_id": 1,
@@ -509,6 +570,7 @@ async def test_every_kind_of_record_lands_once_with_its_fields(
         "site": 7,
         "carbon": "B",
         "reserved_micros": 45_250,
+        **PLAIN,
     }
     assert await row("SELECT * FROM cux.order_ends WHERE order_id = 6") == {
         "order_id": 6,
@@ -540,6 +602,7 @@ async def test_every_kind_of_record_lands_once_with_its_fields(
         "bond_micros": 45_000,
         "seller_fee_micros": 225,
         "seller_released_micros": 25,
+        "position": 0,
     }
     assert await row("SELECT * FROM cux.readings_announced") == {
         "batch": 1,
@@ -583,6 +646,142 @@ async def test_every_kind_of_record_lands_once_with_its_fields(
         (3, 1, 1, 2, 4, 45_000),
         (4, 2, 4, 2, 1, 45_000),
     ]
+
+
+async def test_every_term_of_an_order_and_every_change_of_one_lands_with_its_fields(
+    conn: asyncpg.Connection, database: dict[str, Any], folder: Path, log: FileLog
+) -> None:
+    records = [*story(), *market_day()]
+    log.append(records)
+    log.seal()
+    await rebuild(folder, database)
+    await expect_ledger_of(conn, records)
+
+    async def rows(query: str) -> list[dict[str, Any]]:
+        return [dict(row) for row in await conn.fetch(query)]
+
+    special = ", ".join(PLAIN)
+    assert await rows(f"SELECT order_id, {special} FROM cux.orders WHERE order_id >= 20 ORDER BY 1") == [
+        {
+            "order_id": 20,
+            **PLAIN,
+            "order_type": "market",
+            "min_lots": 1,
+            "display_lots": 3,
+            "post_only": True,
+            "self_trade": "cancel_both",
+            "exclusive_group": "g",
+        },
+        {"order_id": 21, **PLAIN, "offer_id": 5},
+        {"order_id": 22, **PLAIN, "min_hours": 2},
+        {"order_id": 23, **PLAIN, "position": 13},
+    ]
+    assert await rows("SELECT account, client_order_id FROM cux.orders WHERE order_id = 21") == [
+        {"account": 2, "client_order_id": "nightly"}
+    ]
+    assert await rows("SELECT * FROM cux.order_replacements") == [
+        {
+            "order_id": 20,
+            "sequence": 22,
+            "time_ns": 22000,
+            "account": 1,
+            "lots": 1,
+            "price_ticks": 190,
+            "leaves_lots": 1,
+            "reserved_micros": -200_000,
+        }
+    ]
+    at = {"sequence": 25, "time_ns": 25000}
+    assert await rows("SELECT * FROM cux.order_reductions ORDER BY ordinal") == [
+        {
+            **at,
+            "order_id": 21,
+            "ordinal": 1,
+            "account": 2,
+            "lots": 1,
+            "leaves_lots": 1,
+            "released_micros": 20_000,
+            "reason": "capacity",
+            "run_lots": None,
+        },
+        {
+            **at,
+            "order_id": 22,
+            "ordinal": 2,
+            "account": 2,
+            "lots": 2,
+            "leaves_lots": 4,
+            "released_micros": 30_000,
+            "reason": "gate",
+            "run_lots": [0, 2, 2],
+        },
+    ]
+    phase = {"class_code": "T4"}
+    assert await rows("SELECT * FROM cux.phases ORDER BY sequence, ordinal") == [
+        {**phase, **at, "ordinal": 3, "delivery_hour": HOUR, "phase": "call"},
+        {**phase, **at, "ordinal": 4, "delivery_hour": HOUR + 1, "phase": "call"},
+        {
+            **phase,
+            "sequence": 26,
+            "time_ns": 26000,
+            "ordinal": 3,
+            "delivery_hour": HOUR,
+            "phase": "continuous",
+        },
+    ]
+    assert await rows("SELECT * FROM cux.call_prices") == [
+        {
+            **phase,
+            "sequence": 26,
+            "time_ns": 26000,
+            "delivery_hour": HOUR,
+            "zone": "west",
+            "carbon": "B",
+            "security": "S3",
+            "lowest_ticks": 170,
+            "highest_ticks": 181,
+            "price_ticks": 175,
+        }
+    ]
+    assert await rows("SELECT trade_id, taker, position FROM cux.fills WHERE trade_id >= 13 ORDER BY 1") == [
+        {"trade_id": 13, "taker": None, "position": 0},
+        {"trade_id": 14, "taker": "buy", "position": 13},
+    ]
+    assert await engine_equals_ledger(conn, funds_by_hand(records)) == []
+
+
+async def test_a_ledger_from_before_the_market_was_complete_is_the_one_a_rebuild_makes(
+    database: dict[str, Any], conn: asyncpg.Connection, folder: Path, log: FileLog, tmp_path: Path
+) -> None:
+    older = tmp_path / "migrations"
+    older.mkdir()
+    for name in ("0001_ledger.sql", "0002_delivery.sql"):
+        shutil.copy(MIGRATIONS / name, older)
+    await conn.execute("DROP SCHEMA cux CASCADE")
+    await migrate(conn, older)
+    rows = rows_of(map(decoded, story()))
+    for table in (table for table in COLUMNS if rows[table]):
+        there = await conn.fetch(
+            "SELECT column_name FROM information_schema.columns "
+            "WHERE table_schema = 'cux' AND table_name = $1",
+            table,
+        )
+        columns = [name for name in COLUMNS[table] if name in {row[0] for row in there}]
+        places = [COLUMNS[table].index(name) for name in columns]
+        await conn.copy_records_to_table(
+            table,
+            schema_name="cux",
+            columns=columns,
+            records=[tuple(row[place] for place in places) for row in rows[table]],
+        )
+    assert await migrate(conn) == ["0003_market"]
+    migrated = await dump(conn)
+    log.append(story())
+    log.seal()
+    await rebuild(folder, database)
+    rebuilt = await dump(conn)
+    del migrated["reader_position"], rebuilt["reader_position"]
+    assert migrated == rebuilt
 
 
 async def test_balances_are_the_engines_and_sum_to_zero(
@@ -721,7 +920,7 @@ async def at(conn: asyncpg.Connection, sequence: int) -> bool:
 async def test_a_rebuild_gives_the_same_tables_to_the_byte(
     conn: asyncpg.Connection, database: dict[str, Any], folder: Path, log: FileLog
 ) -> None:
-    day = [*story(), *busy_day(500, 21)]
+    day = [*story(), *market_day(), *busy_day(500, 28)]
     async with following(folder, database) as follower:
         for start in range(0, len(day), 40):
             log.append(day[start : start + 40])
