@@ -384,8 +384,12 @@ def _accept_hourly(
     if phase == CONTINUOUS:
         order.passes_own = order.post_only or order.time_in_force == FOK or order.min_lots > 0
         plan = plan_of(market, order)
-        improve_worth(order, plan)
-    events: Events = [_accept(market, order, group, listing)]
+        improve_worth(order, group, plan)
+    try:
+        events: Events = [_accept(market, order, group, listing)]
+    except Exception:
+        improve_worth(order, group, plan, -1)
+        raise
     order.passes_own = order.post_only
     if order.display_lots:
         order.shown_lots = order.display_lots

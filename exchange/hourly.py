@@ -7,7 +7,7 @@ from exchange.blocks import cut_asks_of_runs, serve_blocks
 from exchange.book import CALL, CLEARING, CONTINUOUS, HALTED, SiteHour
 from exchange.market import Events, Market, refuse
 from exchange.matching import AT_BAND, AT_OWN, Plan, open_sides, plan_hourly
-from exchange.order import Fill, Order
+from exchange.order import Fill, Group, Order
 from exchange.slots import AUCTION, FOK, IOC
 from schemas.events import EndReason
 from schemas.reasons import RejectReason
@@ -48,12 +48,28 @@ def plan_of(market: Market, order: Order) -> Plan | None:
     return plan
 
 
-def improve_worth(order: Order, plan: Plan | None) -> None:
-    """Let an ask that takes be worth what it will sell for: its bond and fee are of the better prices."""
+def improve_worth(order: Order, group: Group | None, plan: Plan | None, sign: int = 1) -> None:
+    """Let an ask that takes be worth what it will sell for: its bond and fee are of the better prices.
+
+    With -1 for `sign` what was added to the other members of its group is taken back.
+    """
     if plan is None or order.is_bid:
         return
     for match in plan.matches:
-        order.worth_micros += (match.maker.price - order.price) * match.lots * order.tick_lot_micros
+        order.worth_micros += sign * (match.maker.price - order.price) * match.lots * order.tick_lot_micros
+        if group is not None:
+            _count_sale(group, order, match.maker.price, match.lots, sign)
+
+
+def _count_sale(group: Group, ask: Order, price: int, lots: int, sign: int) -> None:
+    """Let the other members be worth what a sale at hand brings and what they keep after it.
+
+    Else the dearest of them would need money that the sale has taken from what all share.
+    """
+    value = price * ask.tick_lot_micros
+    for member in group.members.values():
+        if member is not ask:
+            member.worth_micros += sign * (value - member.price * member.tick_lot_micros) * lots
 
 
 def match(market: Market, order: Order, plan: Plan | None, events: Events) -> None:
@@ -95,6 +111,8 @@ def trade(market: Market, taker: Order, maker: Order, lots: int, events: Events)
     ask.worth_micros -= price * value
     thinned: Events | None = None
     if bid.exclusive is not None or ask.exclusive is not None:
+        if ask is taker and ask.exclusive is not None:
+            _count_sale(ask.exclusive, ask, price, lots, -1)
         thinned = market.thin_group(bid, lots)
         thinned += market.thin_group(ask, lots)
     events.append(
@@ -158,10 +176,11 @@ def replace(market: Market, order: Order, lots: int, price: int) -> Events:
     try:
         if book.phase == CONTINUOUS:
             plan = plan_of(market, order)
-            improve_worth(order, plan)
+            improve_worth(order, order.exclusive, plan)
         reserved = market.fund(order)
     except Exception:
         # A refused replace leaves the order as it was.
+        improve_worth(order, order.exclusive, plan, -1)
         order.lots, order.price, order.leaves_lots, order.worth_micros, order.min_lots = was
         raise
     order.min_lots = was[4]

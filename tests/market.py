@@ -343,6 +343,10 @@ class Market:
         before = self.engine.state_hash()
         events = self.engine.apply(self.time_ns, command)
         self.engine.check()
+        # Only settlement overdraws an account.
+        assert all(
+            held >= 0 for (_, purse), held in self.engine.balances().items() if purse is not Purse.BANK
+        )
         if isinstance(events[-1] if events else None, Rejected):
             assert self.engine.state_hash() == before, f"{command} was refused and changed something"
         return [text for event in events for text in self.told(event)]

@@ -132,3 +132,12 @@ def test_a_replaced_run_stands_in_the_collar_of_its_first_hours_trades() -> None
     moved = "venue banded; ask 1 2 @ 100 hours 2 stretch 1; ask 1 4 @ 105; bid 4 @ 105; "
     assert run(moved + "replace 1 to 2 @ 126") == ["1 replaced: 2 @ 126, 4 left"]
     assert run(moved + "replace 1 to 2 @ 83") == ["rejected PRICE_OUTSIDE_COLLAR"]
+
+
+def test_an_ask_of_a_group_that_takes_needs_what_it_sells_for_and_the_dearest_of_the_rest() -> None:
+    """It sells one GPU at 150 and keeps one of its alternative at 100: a tenth of 250 as bond, and the fee."""
+    short_by_one = (
+        "bid 1 @ 150; ask 1 2 @ 100 at 1 group a; withdraw 1 to 50499; ask 1 2 @ 50 group a; money 1"
+    )
+    assert run(short_by_one) == ["reserved 202000, committed 0, bond 0"]
+    assert run(short_by_one.replace("50499", "50500")) == ["reserved 101000, committed 0, bond 150000"]
