@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test check build fuzz bench-gateway bench-engine lock clean
+.PHONY: run test check build fuzz bench-gateway bench-engine bench-auction lock clean
 
 run: build  ## start the exchange with its own Postgres and run the main job
 	$(BIN)/cux demo $(ARGS)
@@ -27,6 +27,9 @@ bench-gateway: build  ## what an order costs through the gateway, beside a bare 
 
 bench-engine: $(READY)  ## operations a second of the engine, beside other matching engines for Python
 	$(BIN)/python -m benchmarks.engine $(ARGS)
+
+bench-auction: build  ## real day-ahead curves through the call auction, and what a call costs to check
+	$(BIN)/python -m benchmarks.auction
 
 lock: $(READY)  ## pin every dependency by version and hash
 	$(BIN)/pip install -q uv
