@@ -4,7 +4,7 @@ Every rule stands in settlement/README.md, "Reconciliation", with the reasons.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from fractions import Fraction
 from typing import NamedTuple
@@ -29,7 +29,10 @@ class Verdict(StrEnum):
 
 
 class Fill(NamedTuple):
-    """A trade leg to be delivered: `contracted_gpu_ms` at `site` within `delivery_hour`."""
+    """A trade leg to be delivered: `contracted_gpu_ms` at `site` within `delivery_hour`.
+
+    `position` is the trade whose lots the seller resold, or 0.
+    """
 
     trade_id: int
     class_code: str
@@ -43,6 +46,7 @@ class Fill(NamedTuple):
     notional_micros: int
     bond_micros: int
     contracted_gpu_ms: int
+    position: int = 0
 
 
 class Evidence(NamedTuple):
@@ -87,22 +91,18 @@ class Reconciliation(NamedTuple):
 
 def reconcile(
     fill: Fill,
-    evidence: Sequence[Evidence],
+    delivered_ms: int | None,
     energy_mj: int | None,
     zone: Zone,
     hourly_mgco2_per_kwh: int | None,
     *,
     rules: SettlementRules,
 ) -> Reconciliation:
-    """Return what was delivered of the fill.
+    """Return what is to be said of the fill's delivery.
 
-    `evidence` is what names this fill, from any site; `energy_mj` is of `energy_by_fill`. Without an
-    hourly intensity the zone's catalogue figure counts, without a PUE 1. Rounds emissions half-even once.
+    `delivered_ms` is of `delivered_by_fill`, `energy_mj` of `energy_by_fill`. Without an hourly intensity
+    the zone's catalogue figure counts, without a PUE 1. Rounds emissions half-even once.
     """
-    counted = counting(fill, evidence, rules.clock_skew_seconds)
-    delivered = None
-    if counted:
-        delivered = min(_SUM_MAX, sum(delivered_gpu_ms(fill, e, rules.clock_skew_seconds) for e in counted))
     intensity = zone.grid_mgco2_per_kwh if hourly_mgco2_per_kwh is None else hourly_mgco2_per_kwh
     co2e_mg = None
     if energy_mj is not None:
@@ -110,9 +110,9 @@ def reconcile(
         co2e_mg = round(Fraction(energy_mj * intensity * pue_permille, _MJ_PER_KWH * 1000))
     return Reconciliation(
         trade_id=fill.trade_id,
-        verdict=verdict_of(fill.contracted_gpu_ms, delivered, rules.tolerance_permille),
+        verdict=verdict_of(fill.contracted_gpu_ms, delivered_ms, rules.tolerance_permille),
         contracted_gpu_ms=fill.contracted_gpu_ms,
-        delivered_gpu_ms=delivered,
+        delivered_gpu_ms=delivered_ms,
         energy_mj=energy_mj,
         co2e_mg=co2e_mg,
         intensity_source="catalogue" if hourly_mgco2_per_kwh is None else "hourly",
@@ -129,6 +129,55 @@ def verdict_of(contracted_gpu_ms: int, delivered_gpu_ms: int | None, tolerance_p
     if difference < -tolerated:
         return Verdict.SHORT
     return Verdict.OVER if difference > tolerated else Verdict.DELIVERED
+
+
+def delivered_by_fill(
+    fills: Iterable[Fill], metered: Mapping[int, int | None], tolerance_permille: int
+) -> dict[int, int | None]:
+    """Return the GPU time delivered on each trade, None where nothing was read; chains of resales whole.
+
+    `metered` is of `metered_gpu_ms`, by trade. What was metered for a resale was delivered on the position
+    too. What was metered for a position is its buyer's own, up to the lots that he kept; what is more than
+    that, beyond the tolerance, went to his resales: in the order of trade, to each what it lacks.
+    """
+    delivered = dict(metered)
+    fill_of = {fill.trade_id: fill for fill in fills}
+    resales: dict[int, list[Fill]] = defaultdict(list)
+    for _, fill in sorted(fill_of.items()):
+        if fill.position:
+            resales[fill.position].append(fill)
+    # A resale has a higher number than its position: so each is whole before what it was resold from.
+    for position in sorted(resales, reverse=True):
+        seen = [metered[position], *(delivered[resale.trade_id] for resale in resales[position])]
+        if any(ms is not None for ms in seen):
+            delivered[position] = min(_SUM_MAX, sum(ms or 0 for ms in seen))
+    handed: dict[int, int] = defaultdict(int)
+    for position in sorted(resales):
+        resold_ms = sum(resale.contracted_gpu_ms for resale in resales[position])
+        kept_ms = fill_of[position].contracted_gpu_ms - resold_ms
+        own_ms = (metered[position] or 0) + handed[position]
+        if verdict_of(kept_ms, own_ms, tolerance_permille) is not Verdict.OVER:
+            continue
+        spare_ms = own_ms - kept_ms
+        for resale in resales[position]:
+            there_ms = delivered[resale.trade_id] or 0
+            given_ms = min(spare_ms, max(0, resale.contracted_gpu_ms - there_ms))
+            if given_ms:
+                delivered[resale.trade_id] = there_ms + given_ms
+                handed[resale.trade_id] = given_ms
+                spare_ms -= given_ms
+    return delivered
+
+
+def metered_gpu_ms(fill: Fill, evidence: Iterable[Evidence], skew_seconds: int) -> int | None:
+    """Return the GPU time of the readings that count for the fill, None if none does.
+
+    `evidence` is what names this fill, from any site.
+    """
+    counted = counting(fill, evidence, skew_seconds)
+    if not counted:
+        return None
+    return min(_SUM_MAX, sum(delivered_gpu_ms(fill, row, skew_seconds) for row in counted))
 
 
 def counting(fill: Fill, evidence: Iterable[Evidence], skew_seconds: int) -> list[Evidence]:

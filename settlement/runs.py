@@ -26,8 +26,10 @@ from settlement.reconcile import (
     Reconciliation,
     Verdict,
     counting,
+    delivered_by_fill,
     energy_by_fill,
     intensity_by_hour,
+    metered_gpu_ms,
     reconcile,
 )
 from settlement.rules import (
@@ -164,23 +166,29 @@ async def settle(
 async def explain(conn: asyncpg.Connection, venue: Venue, trade_id: int) -> dict[str, Any]:
     """Return a fill's chain: fill, readings (and which of them count), reconciliations, postings, transfers.
 
+    A resold fill's delivery hangs on what it was resold from and to: `resales` are the trades of its chain,
+    and the readings are those of all of them.
+
     Raises:
         RunError: the ledger has no such fill.
     """
-    fills = await _fills(conn, venue, "trade_id = $1", trade_id)
-    if not fills:
+    chain = {fill.trade_id: fill for fill in await _fills(conn, venue, _CHAIN, trade_id)}
+    if trade_id not in chain:
         raise RunError(f"trade {trade_id}: a fill of the ledger is wanted")
-    fill = fills[0]
+    fill = chain[trade_id]
     readings = []
     rows = await conn.fetch(
         "SELECT f.site, f.format, r.job, r.trade_id, r.start_ns, r.end_ns, r.gpu_ms, r.energy_mj, "
         "f.batch, f.name, encode(f.sha256, 'hex') AS file_sha256, r.line, r.host, a.sequence AS announced "
         "FROM cux.readings r JOIN cux.reading_files f USING (file_id) "
-        "LEFT JOIN cux.readings_announced a USING (batch) WHERE r.trade_id = $1 ORDER BY f.file_id, r.line",
-        trade_id,
+        "LEFT JOIN cux.readings_announced a USING (batch) WHERE r.trade_id = ANY($1) "
+        "ORDER BY f.file_id, r.line",
+        list(chain),
     )
     evidence = [Evidence(*tuple(row)[: len(Evidence._fields)]) for row in rows]
-    left = set(counting(fill, evidence, venue.settlement.clock_skew_seconds))
+    left: set[Evidence] = set()
+    for one in chain.values():
+        left.update(counting(one, evidence, venue.settlement.clock_skew_seconds))
     for row, item in zip(rows, evidence, strict=True):
         # The first of identical rows stands for all of them.
         readings.append({**row, "counts": item in left if item.energy_mj is None else None})
@@ -190,6 +198,11 @@ async def explain(conn: asyncpg.Connection, venue: Venue, trade_id: int) -> dict
             **fill._asdict(),
             **await _one(conn, "SELECT * FROM cux.fills WHERE trade_id = $1", trade_id),
         },
+        "resales": [
+            {"trade_id": one.trade_id, "position": one.position, "lots": one.lots, "buyer": one.buyer}
+            for one in chain.values()
+            if len(chain) > 1
+        ],
         "readings": readings,
         "reconciliations": await _all(
             conn, "SELECT * FROM cux.reconciliations WHERE trade_id = $1 ORDER BY run", trade_id
@@ -204,6 +217,20 @@ async def explain(conn: asyncpg.Connection, venue: Venue, trade_id: int) -> dict
             trade_id,
         ),
     }
+
+
+_CHAIN = """trade_id IN (
+    WITH RECURSIVE bought AS (
+        SELECT trade_id, position FROM cux.fills WHERE trade_id = $1
+        UNION ALL
+        SELECT f.trade_id, f.position FROM cux.fills f JOIN bought ON f.trade_id = bought.position
+    ), chain AS (
+        SELECT trade_id FROM bought WHERE position = 0
+        UNION ALL
+        SELECT f.trade_id FROM cux.fills f JOIN chain ON f.position = chain.trade_id AND f.position <> 0
+    ) SELECT trade_id FROM chain
+)"""
+"""The first sale of what trade $1 is of, and every resale of that."""
 
 
 # -- the plan -----------------------------------------------------------------------------------------
@@ -260,11 +287,11 @@ async def _fills(conn: asyncpg.Connection, venue: Venue, where: str, *values: ob
     # The condition is one of this module's own.
     query = (
         "SELECT trade_id, class_code, delivery_hour, price_ticks, lots, bid_order_id, buyer, seller, site, "  # noqa: S608
-        f"notional_micros, bond_micros FROM cux.fills WHERE {where} ORDER BY trade_id"
+        f"notional_micros, bond_micros, position FROM cux.fills WHERE {where} ORDER BY trade_id"
     )
     lot_ms = {c.code: c.lot_eighths * EIGHTH_HOUR_MS for c in venue.classes}
     return [
-        Fill._make((*row, row["lots"] * lot_ms[row["class_code"]]))
+        Fill._make((*tuple(row)[:-1], row["lots"] * lot_ms[row["class_code"]], row["position"]))
         for row in await conn.fetch(query, *values)
     ]
 
@@ -304,22 +331,28 @@ async def _findings(
         )
     )
     zones = await _zones(conn, venue)
-    reconciled: list[tuple[Fill, Reconciliation]] = []
+    rules = venue.settlement
+    metered: dict[int, int | None] = {}
     for number, fill in enumerate(fills, 1):
-        zone = zones[fill.site]
-        result = reconcile(
-            fill,
-            evidence.get(fill.trade_id, ()),
-            energy.get((fill.site, fill.trade_id)),
-            zone,
-            intensity.get((zone.code, fill.delivery_hour)),
-            rules=venue.settlement,
-        )
-        reconciled.append((fill, result))
+        seen = evidence.get(fill.trade_id, ())
+        metered[fill.trade_id] = metered_gpu_ms(fill, seen, rules.clock_skew_seconds)
         if number % _PROGRESS_EVERY == 0:
             if progress is not None:
                 progress("reconciling", number, len(fills))
             await asyncio.sleep(0)
+    delivered = delivered_by_fill(fills, metered, rules.tolerance_permille)
+    reconciled: list[tuple[Fill, Reconciliation]] = []
+    for fill in fills:
+        zone = zones[fill.site]
+        result = reconcile(
+            fill,
+            delivered[fill.trade_id],
+            energy.get((fill.site, fill.trade_id)),
+            zone,
+            intensity.get((zone.code, fill.delivery_hour)),
+            rules=rules,
+        )
+        reconciled.append((fill, result))
 
     # Only an initial run waits for what nobody has metered yet, and only as long as nothing was posted.
     pending = {
@@ -339,7 +372,7 @@ async def _findings(
         basis = None if replacement is None else replacement.basis
         amounts = None
         if fill.trade_id not in pending:
-            amounts = posting_of(fill, found, venue.settlement, venue.currency.tick_micros, replacement)
+            amounts = posting_of(fill, found, rules, venue.currency.tick_micros, replacement)
         findings.append(Finding(fill, found, basis, amounts))
     return findings
 
@@ -381,10 +414,13 @@ async def _replacements(
         trades[code, hour].append(ContractTrade(*trade))
     asks: dict[tuple[str, int], list[tuple[tuple[str, str, str], GateAsk]]] = defaultdict(list)
     for code, hour, zone, carbon, security, *ask in await conn.fetch(
-        "SELECT o.class_code, o.delivery_hour, s.zone, o.carbon, s.security, a.trade_group, o.price_ticks, "
-        "e.leaves_lots FROM cux.order_ends e JOIN cux.orders o USING (order_id) "
+        "SELECT o.class_code, o.delivery_hour, s.zone, o.carbon, s.security, a.trade_group, "
+        "coalesce(r.price_ticks, o.price_ticks), e.leaves_lots "
+        "FROM cux.order_ends e JOIN cux.orders o USING (order_id) "
         "JOIN cux.sites s ON s.site = o.site JOIN cux.accounts a ON a.account = o.account "
-        "WHERE e.reason = 'gate' AND e.sequence <= $1 AND o.side = 'sell' "
+        "LEFT JOIN LATERAL (SELECT price_ticks FROM cux.order_replacements "
+        "WHERE order_id = o.order_id ORDER BY sequence DESC LIMIT 1) r ON true "
+        "WHERE e.reason = 'gate' AND e.sequence <= $1 AND o.side = 'sell' AND o.hours = 1 "
         "AND (o.class_code, o.delivery_hour) IN (SELECT * FROM unnest($2::text[], $3::bigint[]))",
         last_sequence,
         *wanted,

@@ -16,9 +16,11 @@ from settlement.reconcile import (
     Reconciliation,
     Verdict,
     counting,
+    delivered_by_fill,
     delivered_gpu_ms,
     energy_by_fill,
     intensity_by_hour,
+    metered_gpu_ms,
     reconcile,
     verdict_of,
 )
@@ -73,7 +75,8 @@ def row(
 
 
 def found(evidence: list[Evidence]) -> Reconciliation:
-    return reconcile(FILL, evidence, None, EAST, None, rules=RULES)
+    metered = metered_gpu_ms(FILL, evidence, RULES.clock_skew_seconds)
+    return reconcile(FILL, metered, None, EAST, None, rules=RULES)
 
 
 def delivered(*evidence: Evidence) -> int | None:
@@ -206,6 +209,82 @@ def test_a_meter_gone_wild_is_recorded_as_a_number_that_fits() -> None:
     ) == {(1, 7): 2**53}
 
 
+# -- resold lots --------------------------------------------------------------------------------------
+
+LOT_MS = 3_600_000
+
+
+def of_lots(trade_id: int, lots: int, position: int = 0) -> Fill:
+    return FILL._replace(trade_id=trade_id, lots=lots, contracted_gpu_ms=lots * LOT_MS, position=position)
+
+
+def delivered_lots(*fills: Fill, **metered: float) -> list[float | None]:
+    """Lots delivered on each fill when `tN` lots were metered under its number."""
+    read = {one.trade_id: metered.get(f"t{one.trade_id}") for one in fills}
+    read_ms = {number: None if lots is None else round(lots * LOT_MS) for number, lots in read.items()}
+    found = delivered_by_fill(fills, read_ms, 10)
+    return [None if ms is None else ms / LOT_MS for ms in (found[one.trade_id] for one in fills)]
+
+
+TWO = of_lots(1, 2)
+ONE_OF_THEM = of_lots(2, 1, 1)
+
+
+def test_what_is_metered_for_a_resale_was_delivered_on_the_position_too() -> None:
+    assert delivered_lots(TWO, ONE_OF_THEM, t1=1, t2=1) == [2, 1]
+    assert delivered_lots(TWO, ONE_OF_THEM, t2=0.5) == [0.5, 0.5]
+    assert delivered_lots(TWO, of_lots(2, 2, 1), of_lots(3, 1, 2), t2=1, t3=1) == [2, 2, 1]
+
+
+def test_what_is_metered_for_a_position_beyond_the_lots_kept_went_to_its_resales() -> None:
+    assert delivered_lots(TWO, ONE_OF_THEM, t1=2) == [2, 1]
+    assert delivered_lots(TWO, ONE_OF_THEM, t1=1.5) == [1.5, 0.5]
+    assert delivered_lots(TWO, ONE_OF_THEM, t1=1.5, t2=0.75) == [2.25, 1]
+    assert delivered_lots(of_lots(1, 4), ONE_OF_THEM, of_lots(3, 2, 1), t1=3) == [3, 1, 1]
+    assert delivered_lots(TWO, of_lots(2, 2, 1), of_lots(3, 1, 2), t1=2) == [2, 2, 1]
+
+
+def test_what_is_metered_for_a_position_is_first_for_the_lots_kept() -> None:
+    """A buyer does not pay for what was metered as another's."""
+    assert delivered_lots(TWO, ONE_OF_THEM, t1=1) == [1, None]
+    assert delivered_lots(TWO, ONE_OF_THEM, t1=0.5) == [0.5, None]
+    assert delivered_lots(TWO, ONE_OF_THEM, t1=1, t2=0.25) == [1.25, 0.25]
+
+
+def test_a_difference_within_the_tolerance_is_handed_to_nobody() -> None:
+    assert delivered_lots(TWO, ONE_OF_THEM, t1=1.01) == [1.01, None]
+    assert delivered_lots(TWO, ONE_OF_THEM, t1=1.02) == [1.02, 0.02]
+
+
+def test_a_chain_that_nobody_metered_is_missing_and_other_fills_are_as_they_were() -> None:
+    assert delivered_lots(TWO, ONE_OF_THEM, of_lots(3, 2), t3=1.5) == [None, None, 1.5]
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 5), st.integers(1, 4), st.none() | st.integers(0, 4)), min_size=1, max_size=8
+    )
+)
+def test_no_gpu_hour_is_delivered_to_two_resales(drawn: list[tuple[int, int, int | None]]) -> None:
+    fills: list[Fill] = []
+    kept: dict[int, int] = {}
+    metered: dict[int, int | None] = {}
+    for number, (back, wanted, read) in enumerate(drawn, 1):
+        position = number - back if kept.get(number - back) else 0
+        lots = min(wanted, kept[position]) if position else wanted
+        if position:
+            kept[position] -= lots
+        fills.append(of_lots(number, lots, position))
+        kept[number] = lots
+        metered[number] = None if read is None else read * LOT_MS
+    got = delivered_by_fill(fills, metered, 10)
+    for one in fills:
+        resold_ms = sum(got[each.trade_id] or 0 for each in fills if each.position == one.trade_id)
+        assert max(resold_ms, metered[one.trade_id] or 0) <= (got[one.trade_id] or 0)
+    first = sum(got[one.trade_id] or 0 for one in fills if not one.position)
+    assert first == sum(ms or 0 for ms in metered.values())
+
+
 # -- verdict ------------------------------------------------------------------------------------------
 
 
@@ -286,19 +365,21 @@ def test_energy_of_the_same_gpu_name_at_another_site_is_apart() -> None:
 
 def test_emissions_are_energy_times_intensity_times_pue_rounded_once() -> None:
     one_kwh_mj = 3_600_000_000
-    result = reconcile(FILL, [], one_kwh_mj, EAST, 400_000, rules=RULES)
+    result = reconcile(FILL, None, one_kwh_mj, EAST, 400_000, rules=RULES)
     assert (result.co2e_mg, result.intensity_source, result.pue_known) == (500_000, "hourly", True)
-    assert reconcile(FILL, [], 3_600_000, EAST, 2, rules=RULES).co2e_mg == 0, "0.0025 mg"
-    assert reconcile(FILL, [], one_kwh_mj * 2 // 5, EAST, 3, rules=RULES).co2e_mg == 2, "1.5 mg, half to even"
+    assert reconcile(FILL, None, 3_600_000, EAST, 2, rules=RULES).co2e_mg == 0, "0.0025 mg"
+    assert reconcile(FILL, None, one_kwh_mj * 2 // 5, EAST, 3, rules=RULES).co2e_mg == 2, (
+        "1.5 mg, half to even"
+    )
 
 
 def test_emissions_without_an_hourly_figure_take_the_catalogues_and_say_so() -> None:
-    result = reconcile(FILL, [], 3_600_000_000, MIDDLE, None, rules=RULES)
+    result = reconcile(FILL, None, 3_600_000_000, MIDDLE, None, rules=RULES)
     assert (result.co2e_mg, result.intensity_source, result.pue_known) == (500_000, "catalogue", False)
 
 
 def test_emissions_without_energy_are_not_known() -> None:
-    assert reconcile(FILL, [], None, EAST, 400_000, rules=RULES).co2e_mg is None
+    assert reconcile(FILL, None, None, EAST, 400_000, rules=RULES).co2e_mg is None
 
 
 def test_intensity_of_the_latest_batch_counts() -> None:

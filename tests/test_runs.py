@@ -24,7 +24,15 @@ from exchange.log import FileLog
 from gateway.simulation.meter import Delivery, write_meters
 from schemas.authority import C, signature_holds, signed
 from schemas.codec import encode
-from schemas.commands import AnyCommand, OpenEra, PostSettlement, ReceiveReadings, StartSettlementRun, Tick
+from schemas.commands import (
+    AnyCommand,
+    OpenEra,
+    PostSettlement,
+    ReceiveReadings,
+    ReplaceOrder,
+    StartSettlementRun,
+    Tick,
+)
 from schemas.events import BlockTraded, Rejected, Traded
 from schemas.records import Decoded, Record
 from settlement.ingest import IngestReport, ingest_folder
@@ -103,14 +111,10 @@ class Exchange:
         return trades
 
     def purses(self) -> dict[tuple[int, int], int]:
-        return {
-            (number, int(purse)): account.purses[purse]
-            for number, account in self.engine.accounts.items()
-            for purse in Purse
-        }
+        return self.engine.balances()
 
     def held(self, account: int, purse: Purse) -> int:
-        return int(self.engine.accounts[account].purses[purse])
+        return self.engine.balances().get((account, purse), 0)
 
 
 class Desk:
@@ -482,6 +486,78 @@ async def test_every_leg_of_a_block_is_settled_by_its_own_hour(desk: Desk) -> No
     await desk.ingest()
     assert (await desk.settle()).verdicts == {"delivered": 1, "short": 2}
     assert [(await desk.settled(leg)).payment_micros for leg in legs] == [20_000_000, 10_010_000, 0]
+    await desk.check()
+
+
+def resold(exchange: Exchange) -> tuple[Traded, Traded, Traded]:
+    """Two GPUs of the eastern site are bought at 10; one is resold at 12, and that again at 13."""
+    (first,) = exchange.trade(ask(1, EAST, 2, 1000), bid(2, 2, 1000))
+    again = {"account": BUYER, "position": first.trade_id}
+    (second,) = exchange.trade(ask(3, EAST, 1, 1200, **again), bid(4, 1, 1200, account=OTHER_BUYER))
+    again = {"account": OTHER_BUYER, "position": second.trade_id}
+    (third,) = exchange.trade(ask(5, EAST, 1, 1300, **again), bid(6, 1, 1300, account=SELLER_WEST))
+    assert (first.position, second.position, third.position) == (0, first.trade_id, second.trade_id)
+    exchange.time_ns = AFTER_NS
+    return first, second, third
+
+
+@pytest.mark.parametrize("named_after", ["the last buyers", "the first"])
+async def test_a_resold_hour_is_delivered_once_and_paid_by_each_who_bought_it(
+    desk: Desk, named_after: str
+) -> None:
+    """The site's jobs are named after who used the GPUs, or after whom it sold them to."""
+    first, second, third = resold(desk.exchange)
+    half = job(first).replace("h100=2", "h100=1").replace("gpu=2", "gpu=1")
+    desk.write("site-1/slurm-a.txt", half + job(third) if named_after == "the last buyers" else job(first))
+    await desk.ingest()
+    report = await desk.settle("initial")
+    assert (report.verdicts, report.pending) == ({"delivered": 3}, 0)
+    assert await desk.settled(first) == (20_000_000, 0, 0, first.bond_micros)
+    assert await desk.settled(second) == (12_000_000, 0, 0, second.bond_micros)
+    assert await desk.settled(third) == (13_000_000, 0, 0, third.bond_micros)
+    await desk.check()
+
+
+async def test_a_shortfall_of_a_resold_hour_goes_back_along_its_chain(desk: Desk) -> None:
+    first, second, third = resold(desk.exchange)
+    desk.write("site-1/slurm-a.txt", job(first, 2700))
+    await desk.ingest()
+    assert (await desk.settle()).verdicts == {"short": 3}
+    # One GPU and a half were there: the first buyer's own, and half of the one that he resold.
+    paid = [(await desk.settled(trade)).payment_micros for trade in (first, second, third)]
+    assert paid == [15_000_000, 6_000_000, 6_500_000]
+    await desk.check()
+    chain = await explain(desk.conn, SMALL_VENUE, third.trade_id)
+    numbers = [trade.trade_id for trade in (first, second, third)]
+    assert [row["trade_id"] for row in chain["resales"]] == numbers
+    assert [row["position"] for row in chain["resales"]] == [0, *numbers[:2]]
+    assert [(row["trade_id"], row["counts"]) for row in chain["readings"]] == [(first.trade_id, True)]
+
+
+async def test_the_asks_at_the_gate_are_hourly_ones_at_their_last_price(desk: Desk) -> None:
+    (trade,) = desk.exchange.trade(
+        ask(1, EAST, 1, 1000),
+        bid(2, 1, 1000),
+        ask(3, WEST, 2, 1900),
+        ask(4, WEST, 1, 1050, hours=2, min_hours=1),
+    )
+    replace = ReplaceOrder(
+        account=SELLER_WEST,
+        client_order_id="o3",
+        valid_until_ns=START_NS + 1,
+        lots=2,
+        price_ticks=1080,
+    )
+    for price in (1500, 1080):
+        desk.exchange.do(msgspec.structs.replace(replace, price_ticks=price))
+    desk.exchange.time_ns = AFTER_NS
+    desk.exchange.do(Tick())
+    desk.write("site-1/slurm-a.txt", job(trade, 3240))
+    await desk.ingest()
+    await desk.settle()
+    # A tenth of a GPU-hour at 10.80 x 1.2, less the refund of 1.00.
+    assert await desk.settled(trade) == (9_000_000, 1_000_000, 296_000, 704_000)
+    assert await desk.fetchval("SELECT replacement_basis FROM cux.reconciliations") == "asks"
     await desk.check()
 
 
