@@ -6,42 +6,64 @@ import msgspec
 import pytest
 
 from exchange.contract import HOUR_NS, gate_ns
-from exchange.engine import MAX_MICROS, Engine
+from exchange.engine import Engine
+from exchange.market import MAX_MICROS, MAX_NOTIONAL
 from schemas.commands import (
     AnyCommand,
     Authority,
+    CallFill,
     CancelOrder,
+    CancelStandingOffer,
+    CellPrice,
     CertifySite,
     Deposit,
+    DerateSite,
+    EndCall,
+    EnterOrder,
+    EnterStandingOffer,
+    HaltContract,
+    ListStandingOffer,
+    MassCancel,
+    OrderType,
     PostSettlement,
+    ProposeClearing,
     ReceiveReadings,
     RegisterAccount,
     RegisterKey,
+    ReinstateAccount,
+    ReplaceOrder,
+    ReplaceStandingOffer,
     Requirement,
+    ResumeContract,
+    RetryBlock,
     Scope,
+    Side,
     StartSettlementRun,
+    SuspendAccount,
     Tick,
     TimeInForce,
     Withdraw,
 )
-from schemas.events import OrderAccepted, Rejected, SettlementPosted
+from schemas.events import OrderAccepted, Rejected, SettlementPosted, SiteDerated, StandingOfferEntered
 from schemas.reasons import RejectReason as R
-from schemas.venue import Limits
+from schemas.venue import Venue
 from tests.market import (
     AUTHORITY,
     BUYER,
+    CLASS,
     EAST,
     FIRST_HOUR,
     FUNDS,
     MIDDLE,
+    OPERATOR_KEY,
     OTHER_BUYER,
     SELLER,
     SELLER_WEST,
     START_NS,
+    VENUES,
     WEST,
     ask,
     bid,
-    open_era,
     opening,
 )
 from tests.small_venue import SMALL_VENUE
@@ -59,7 +81,7 @@ class Row(NamedTuple):
     allowed: str
     before: tuple[AnyCommand, ...] = ()
     time_ns: int = START_NS
-    limits: Limits = SMALL_VENUE.limits
+    venue: Venue = SMALL_VENUE
 
 
 def certificate(**changes: object) -> CertifySite:
@@ -101,35 +123,149 @@ def post(run: int = 1, trade: int = 1, **amounts: int) -> PostSettlement:
     return PostSettlement(run=run, trade_id=trade, verdict="delivered", **{**fields, **amounts})
 
 
+def limited(**changes: int) -> Venue:
+    return msgspec.structs.replace(SMALL_VENUE, limits=msgspec.structs.replace(SMALL_VENUE.limits, **changes))
+
+
+def replaced(
+    lots: int,
+    price: int,
+    order: int = 1,
+    account: int = BUYER,
+    valid_until_ns: int = START_NS + 600 * SECOND,
+) -> ReplaceOrder:
+    return ReplaceOrder(
+        account=account, order_id=order, valid_until_ns=valid_until_ns, lots=lots, price_ticks=price
+    )
+
+
+def offer(**changes: object) -> EnterStandingOffer:
+    """A standing bid for the first two hours."""
+    fields: dict[str, object] = {
+        "account": BUYER,
+        "name": "f1",
+        "valid_until_ns": START_NS + 600 * SECOND,
+        "side": Side.BUY,
+        "class_code": CLASS,
+        "from_hour": FIRST_HOUR,
+        "until_hour": FIRST_HOUR + 2,
+        "lots": 1,
+        "price_curve": (100,),
+        "requirement": needs(),
+    }
+    return EnterStandingOffer(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def supply_offer(**changes: object) -> EnterStandingOffer:
+    """The same of asks."""
+    return offer(
+        **{"account": SELLER, "side": Side.SELL, "requirement": None, "site": EAST, "carbon": "E", **changes}
+    )
+
+
+def other_offer(lots: int = 1, curve: tuple[int, ...] = (100,), account: int = BUYER) -> ReplaceStandingOffer:
+    return ReplaceStandingOffer(
+        account=account,
+        offer_id=1,
+        valid_until_ns=START_NS + 600 * SECOND,
+        lots=lots,
+        price_curve=curve,
+    )
+
+
+def derated(**changes: int) -> DerateSite:
+    fields = {
+        "site": EAST,
+        "from_hour": FIRST_HOUR,
+        "until_hour": FIRST_HOUR + 1,
+        "capacity_lots": 5,
+        **changes,
+    }
+    return DerateSite(**fields, authority=AUTHORITY)
+
+
+def resale(number: int = 3, lots: int = 1, **changes: object) -> EnterOrder:
+    """An ask of what was bought in `TRADE`."""
+    return ask(number, EAST, lots, 120, **{"account": BUYER, "position": 1, **changes})
+
+
+def grouped(number: int, hour: int = 0, lots: int = 1, **changes: object) -> EnterOrder:
+    terms = {"exclusive_group": "g", "delivery_hour": FIRST_HOUR + hour, **changes}
+    return bid(number, lots, 100, **terms)
+
+
+def grouped_ask(number: int, hour: int = 0, **changes: object) -> EnterOrder:
+    return ask(number, EAST, 1, 120, exclusive_group="g", delivery_hour=FIRST_HOUR + hour, **changes)
+
+
+def proposal(*fills: tuple[int, int, int], prices: tuple[CellPrice, ...] = ()) -> ProposeClearing:
+    return ProposeClearing(CLASS, FIRST_HOUR, tuple(CallFill(*fill) for fill in fills), prices)
+
+
 # One GPU at 100 ticks: a notional of a million micros, a bond of a hundred thousand.
 TRADE = (ask(1, EAST, 1, 100), bid(2, 1, 100))
 NOTIONAL, BOND = 1_000_000, 100_000
 LATE = {"valid_until_ns": AFTER + 600 * SECOND}
-NEAR = msgspec.structs.replace(SMALL_VENUE.limits, open_orders_max=1)
-NARROW = msgspec.structs.replace(SMALL_VENUE.limits, block_max_site_hours=5)
-LONG = msgspec.structs.replace(SMALL_VENUE.limits, block_max_hours=744)
+NEAR, NARROW, LONG = limited(open_orders_max=1), limited(block_max_site_hours=5), limited(block_max_hours=744)
+BANDED, RATED = VENUES["banded"], VENUES["rated"]
+NO_PRICE = msgspec.structs.replace(
+    BANDED, classes=tuple(msgspec.structs.replace(c, reference_price_ticks=None) for c in BANDED.classes)
+)
+MARKET = OrderType.MARKET
+IOC, FOK, GTD, AUCTION = TimeInForce.IOC, TimeInForce.FOK, TimeInForce.GTD, TimeInForce.AUCTION
+LATER = Authority(OPERATOR_KEY, START_NS + 1, "again")
+SUSPEND = SuspendAccount(BUYER, authority=AUTHORITY)
+HALT = HaltContract(CLASS, FIRST_HOUR, authority=AUTHORITY)
+RESUME = ResumeContract(CLASS, FIRST_HOUR, authority=AUTHORITY)
+# A call of two bids at 110 and 105 and an ask of three GPUs at 100, to be cleared a minute later.
+CALL = (HALT, RESUME, ask(1, EAST, 3, 100), bid(2, 2, 110), bid(3, 2, 105))
+END_CALL = EndCall(CLASS, FIRST_HOUR)
+CLEARING = (*CALL, Tick(), END_CALL)
+CALL_END = START_NS + 60 * SECOND
+EAST_AT_105 = CellPrice("east", "E", "S2", 105, 105, 105)
 FULL = tuple(bid(n, 1, 100, hours=2) for n in range(4))
 SOME_KEY = RegisterKey(BUYER, bytes(32), (Scope.TRADE,), authority=AUTHORITY)
+
+HALT_AGAIN = msgspec.structs.replace(HALT, authority=LATER)
+THREE = tuple(bid(n, 1, 100) for n in range(1, 4))
 
 ROWS: dict[R, tuple[Row, ...]] = {
     R.PRICE_OUT_OF_RANGE: (
         Row(bid(1, 1, 0), "price_ticks", "1 to 10000000"),
         Row(ask(1, EAST, 1, 10_000_001), "price_ticks", "1 to 10000000"),
+        Row(replaced(1, 0), "price_ticks", "1 to 10000000", before=(bid(1, 1, 100),)),
     ),
     R.QUANTITY_OUT_OF_RANGE: (
         Row(bid(1, 0, 100), "lots", "1 to 100000"),
         Row(bid(1, 100_001, 1), "lots", "1 to 100000"),
         Row(certificate(capacity_lots=0), "capacity_lots", "1 to 2147483648"),
         Row(certificate(capacity_lots=2**31 + 1), "capacity_lots", "1 to 2147483648"),
+        Row(replaced(0, 100), "lots", "1 to 100000", before=(bid(1, 1, 100),)),
+        Row(offer(lots=0), "lots", "1 to 100000"),
+        Row(derated(capacity_lots=-1), "capacity_lots", "0 to 10"),
+        Row(derated(capacity_lots=11), "capacity_lots", "0 to 10"),
     ),
     R.HOURS_OUT_OF_RANGE: (
         Row(bid(1, 1, 100, hours=0), "hours", "1 to 48"),
         Row(bid(1, 1, 100, hours=49), "hours", "1 to 48"),
-        Row(ask(1, EAST, 1, 100, hours=2), "hours", "1 to 1"),
+        Row(ask(1, EAST, 1, 100, hours=49, min_hours=1), "hours", "1 to 48"),
+        Row(offer(hours=49), "hours", "1 to 48"),
+        Row(offer(until_hour=FIRST_HOUR), "until_hour", "1 to 8784 hours after from_hour"),
+        Row(derated(until_hour=FIRST_HOUR), "until_hour", "1 to 744 after from_hour"),
+        Row(derated(until_hour=FIRST_HOUR + 745), "until_hour", "1 to 744 after from_hour"),
         Row(certificate(until_hour=0), "until_hour", "above from_hour, 0"),
     ),
     R.NOTIONAL_OUT_OF_RANGE: (
-        Row(bid(1, 100_000, 10_000_000, hours=744), "price_ticks", f"below {2**61}", limits=LONG),
+        Row(
+            bid(1, 100_000, 10_000_000, hours=744), "price_ticks", f"a notional to {MAX_NOTIONAL}", venue=LONG
+        ),
+        Row(
+            replaced(100_000, 10_000_000),
+            "price_ticks",
+            f"a notional to {MAX_NOTIONAL}",
+            before=(bid(1, 1, 1, hours=744),),
+            venue=LONG,
+        ),
     ),
     R.SIDE_FIELDS_MISMATCH: (
         Row(bid(1, 1, 100, requirement=None), "requirement", "names a requirement and no site"),
@@ -138,12 +274,23 @@ ROWS: dict[R, tuple[Row, ...]] = {
         Row(ask(1, 0, 1, 100), "site", "names a site and its carbon grade"),
         Row(ask(1, EAST, 1, 100, carbon=None), "site", "names a site and its carbon grade"),
         Row(ask(1, EAST, 1, 100, requirement=needs()), "site", "names a site and its carbon grade"),
+        Row(bid(1, 1, 100, position=1), "requirement", "names a requirement and no site"),
+        Row(
+            resale(hours=2, min_hours=1),
+            "position",
+            "resale is for hourly orders",
+            before=TRADE,
+        ),
+        Row(supply_offer(site=0), "site", "names a site and its carbon grade"),
     ),
     R.TIME_IN_FORCE_MISMATCH: (
         Row(bid(1, 1, 100, time_in_force=TimeInForce.GTD), "expire_ns", "ahead with gtd"),
         Row(bid(1, 1, 100, time_in_force=TimeInForce.GTD, expire_ns=START_NS), "expire_ns", "ahead with gtd"),
         Row(bid(1, 1, 100, expire_ns=START_NS + 1), "expire_ns", "none otherwise"),
         Row(bid(1, 1, 100, expire_ns=1), "expire_ns", "none otherwise"),
+        Row(bid(1, 1, 100, hours=2, time_in_force=FOK), "time_in_force", "gtc, gtd or ioc for several hours"),
+        Row(bid(1, 1, 100, hours=2, time_in_force=AUCTION), "time_in_force", "gtc, gtd or ioc"),
+        Row(bid(1, 1, 100, exclusive_group="g", time_in_force=IOC), "time_in_force", "gtc or gtd in a group"),
     ),
     R.AMOUNT_OUT_OF_RANGE: (
         Row(Deposit(BUYER, 0, authority=AUTHORITY), "amount_micros", "1 to"),
@@ -164,22 +311,40 @@ ROWS: dict[R, tuple[Row, ...]] = {
         Row(Withdraw(77, 1, authority=AUTHORITY), "account", "a registered account"),
         Row(certificate(account=77), "account", "a registered account"),
         Row(msgspec.structs.replace(SOME_KEY, account=77), "account", "a registered account"),
+        Row(replaced(1, 100, account=77), "account", "a registered account"),
+        Row(MassCancel(77), "account", "a registered account"),
+        Row(offer(account=77), "account", "a registered account"),
+        Row(other_offer(account=77), "account", "a registered account"),
+        Row(CancelStandingOffer(77, 1), "account", "a registered account"),
+        Row(SuspendAccount(77, authority=AUTHORITY), "account", "a registered account"),
+        Row(ReinstateAccount(77, authority=AUTHORITY), "account", "a registered account"),
     ),
     R.UNKNOWN_CLASS: (
         Row(bid(1, 1, 100, class_code="H9"), "class_code", "a class of the venue"),
         Row(certificate(class_code="H9"), "class_code", "a class of the venue"),
+        Row(offer(class_code="H9"), "class_code", "a class of the venue"),
+        Row(HaltContract("H9", FIRST_HOUR, authority=AUTHORITY), "class_code", "a class of the venue"),
+        Row(EndCall("H9", FIRST_HOUR), "class_code", "a class of the venue"),
+        Row(ProposeClearing("H9", FIRST_HOUR, (), ()), "class_code", "a class of the venue"),
     ),
     R.UNKNOWN_ZONE: (
         Row(bid(1, 1, 100, requirement=needs(zone="moon")), "requirement.zone", "a zone of the venue"),
         Row(certificate(zone="moon"), "zone", "a zone of the venue"),
     ),
-    R.UNKNOWN_SITE: (Row(ask(1, 9, 1, 100), "site", "a certified site"),),
+    R.UNKNOWN_SITE: (
+        Row(ask(1, 9, 1, 100), "site", "a certified site"),
+        Row(derated(site=9), "site", "a certified site"),
+        Row(supply_offer(site=9), "site", "a certified site"),
+    ),
     R.UNKNOWN_ORDER: (
         Row(CancelOrder(BUYER, 1), "order_id", "an open order of the account"),
         Row(CancelOrder(BUYER), "order_id", "an open order of the account"),
         Row(CancelOrder(BUYER, client_order_id="o1"), "order_id", "an open order of the account"),
         Row(CancelOrder(OTHER_BUYER, 1), "order_id", "an open order", before=(bid(1, 1, 100),)),
         Row(CancelOrder(BUYER, 1), "order_id", "an open order", before=(bid(1, 1, 1), CancelOrder(BUYER, 1))),
+        Row(replaced(1, 100), "order_id", "an open order of the account"),
+        Row(MassCancel(BUYER), "account", "open orders that it names"),
+        Row(MassCancel(BUYER, side=Side.SELL), "account", "open orders", before=(bid(1, 1, 100),)),
     ),
     R.UNKNOWN_GRADE: (
         Row(bid(1, 1, 100, requirement=needs(latency="L9")), "requirement.latency", "L1, L2, L3, L4"),
@@ -207,10 +372,19 @@ ROWS: dict[R, tuple[Row, ...]] = {
                 RegisterAccount(9, 9),
                 Withdraw(BUYER, 1),
                 ReceiveReadings(1, "slurm", 0, 1, 1, bytes(32)),
+                derated(),
+                HALT,
+                RESUME,
+                SuspendAccount(BUYER),
+                ReinstateAccount(BUYER),
             )
         ),
     ),
-    R.COMMAND_EXPIRED: (Row(bid(1, 1, 100, valid_until_ns=START_NS - 1), "valid_until_ns", f"{START_NS}"),),
+    R.COMMAND_EXPIRED: (
+        Row(bid(1, 1, 100, valid_until_ns=START_NS - 1), "valid_until_ns", f"{START_NS}"),
+        Row(replaced(1, 100, valid_until_ns=0), "valid_until_ns", f"{START_NS}", before=(bid(1, 1, 90),)),
+        Row(offer(valid_until_ns=START_NS - 1), "valid_until_ns", f"{START_NS}"),
+    ),
     R.VALIDITY_TOO_LONG: (
         Row(bid(1, 1, 100, valid_until_ns=START_NS + 600 * SECOND + 1), "valid_until_ns", "at most 600 s"),
     ),
@@ -218,10 +392,24 @@ ROWS: dict[R, tuple[Row, ...]] = {
         Row(bid(1, 1, 100, delivery_hour=FIRST_HOUR - 10 + 841), "delivery_hour", "within 840 hours"),
         Row(bid(1, 1, 1, delivery_hour=FIRST_HOUR - 10 + 840, hours=2), "delivery_hour", "within 840 hours"),
         Row(bid(1, 1, 100, delivery_hour=-1), "delivery_hour", "within 840 hours"),
+        Row(HaltContract(CLASS, FIRST_HOUR + 831, authority=AUTHORITY), "delivery_hour", "within 840 hours"),
+        Row(
+            offer(from_hour=FIRST_HOUR + 8774, until_hour=FIRST_HOUR + 8775),
+            "until_hour",
+            "within 8784 hours",
+        ),
     ),
     R.GATE_CLOSED: (
         Row(bid(1, 1, 100, valid_until_ns=GATE), "delivery_hour", "900 s before delivery", time_ns=GATE),
         Row(bid(1, 1, 100, delivery_hour=0, hours=1), "delivery_hour", "900 s before delivery"),
+        Row(HaltContract(CLASS, FIRST_HOUR - 10, authority=AUTHORITY), "delivery_hour", "before delivery"),
+        Row(EndCall(CLASS, FIRST_HOUR - 10), "delivery_hour", "before delivery"),
+        Row(
+            offer(from_hour=FIRST_HOUR - 20, until_hour=FIRST_HOUR - 9),
+            "until_hour",
+            "an hour that is still open",
+        ),
+        Row(derated(from_hour=FIRST_HOUR - 20, until_hour=FIRST_HOUR - 9), "until_hour", "still open"),
     ),
     R.NOT_YET_DELIVERED: (
         Row(
@@ -292,12 +480,13 @@ ROWS: dict[R, tuple[Row, ...]] = {
             "certificate covers",
             before=(certificate(from_hour=FIRST_HOUR + 1),),
         ),
+        Row(derated(until_hour=FIRST_HOUR + 101), "from_hour", "hours that the certificate covers"),
     ),
     R.ACCOUNT_SUSPENDED: (
         Row(
             ask(9, EAST, 1, 100, delivery_hour=FIRST_HOUR + 9, **LATE),
             "account",
-            "an account that is not overdrawn",
+            "neither suspended nor overdrawn",
             before=(
                 *TRADE,
                 run_of(1),
@@ -310,6 +499,17 @@ ROWS: dict[R, tuple[Row, ...]] = {
             ),
             time_ns=AFTER,
         ),
+        *(
+            Row(command, "account", "neither suspended nor overdrawn", before=before)
+            for command, before in (
+                (bid(1, 1, 100), (SUSPEND,)),
+                (bid(1, 1, 100, hours=2), (SUSPEND,)),
+                (offer(), (SUSPEND,)),
+                (replaced(1, 101), (bid(1, 1, 100), SUSPEND)),
+                (replaced(2, 100), (bid(1, 1, 100, hours=2), SUSPEND)),
+                (other_offer(2), (offer(), SUSPEND)),
+            )
+        ),
     ),
     R.INSUFFICIENT_FUNDS: (
         Row(Withdraw(BUYER, FUNDS + 1, authority=AUTHORITY), "account", f"{FUNDS} are free"),
@@ -320,22 +520,33 @@ ROWS: dict[R, tuple[Row, ...]] = {
             "account",
             f"{FUNDS} are free",
             before=(certificate(capacity_lots=2**20),),
-            limits=msgspec.structs.replace(SMALL_VENUE.limits, order_max_lots=2**20, price_max_ticks=10**9),
+            venue=limited(order_max_lots=2**20, price_max_ticks=10**9),
+        ),
+        Row(
+            replaced(100_000, 1_000_000), "account", f"{FUNDS - 1_001_000} are free", before=(bid(1, 1, 100),)
         ),
     ),
     R.CAPACITY_EXCEEDED: (
         Row(ask(1, EAST, 11, 100), "lots", "10 lots are free"),
         Row(ask(2, EAST, 8, 100), "lots", "7 lots are free", before=(ask(1, EAST, 3, 100),)),
         Row(ask(3, EAST, 10, 100), "lots", "9 lots are free", before=TRADE),
+        Row(
+            ask(2, EAST, 8, 100, hours=2, min_hours=1),
+            "lots",
+            f"7 lots are free at the site in hour {FIRST_HOUR + 1}",
+            before=(ask(1, EAST, 3, 100, hours=2, min_hours=1, delivery_hour=FIRST_HOUR + 1),),
+        ),
+        Row(ask(1, EAST, 6, 100), "lots", "5 lots are free", before=(derated(),)),
+        Row(replaced(11, 100, account=SELLER), "lots", "0 lots are free", before=(ask(1, EAST, 10, 100),)),
     ),
     R.TOO_MANY_OPEN_ORDERS: (
-        Row(bid(2, 1, 100), "account", "1 open orders", before=(bid(1, 1, 100),), limits=NEAR),
+        Row(bid(2, 1, 100), "account", "1 open orders", before=(bid(1, 1, 100),), venue=NEAR),
     ),
     R.TOO_MANY_RESTING_BLOCKS: (
         Row(bid(9, 1, 100, hours=2), "price_ticks", "above 100", before=FULL),
         Row(bid(9, 1, 100, hours=2, delivery_hour=FIRST_HOUR - 1), "price_ticks", "above 100", before=FULL),
     ),
-    R.BLOCK_TOO_WIDE: (Row(bid(1, 1, 100, hours=2), "hours", "to 5", limits=NARROW),),
+    R.BLOCK_TOO_WIDE: (Row(bid(1, 1, 100, hours=2), "hours", "to 5", venue=NARROW),),
     R.POSTING_EXCEEDS_FILL: tuple(
         Row(command, field, words, before=(*TRADE, run_of(1), run_of(2), Tick(), *earlier), time_ns=AFTER)
         for command, field, words, earlier in (
@@ -360,15 +571,271 @@ ROWS: dict[R, tuple[Row, ...]] = {
             time_ns=AFTER,
         ),
     ),
+    R.ORDER_TYPE_MISMATCH: tuple(
+        Row(bid(1, 1, price, order_type=MARKET, **terms), "order_type", "one hour, ioc or fok, no price")
+        for price, terms in (
+            (0, {}),
+            (0, {"time_in_force": GTD, "expire_ns": START_NS + 1}),
+            (0, {"time_in_force": IOC, "hours": 2}),
+            (1, {"time_in_force": IOC}),
+            (-1, {"time_in_force": FOK}),
+        )
+    ),
+    R.MINIMUM_OUT_OF_RANGE: (
+        Row(bid(1, 2, 100, min_lots=3), "min_lots", "0 to 2"),
+        Row(bid(1, 2, 100, min_lots=-1), "min_lots", "0 to 2"),
+        Row(bid(1, 2, 100, hours=2, min_lots=1), "min_lots", "0 to 0"),
+    ),
+    R.DISPLAY_OUT_OF_RANGE: tuple(
+        Row(bid(1, 100, 100, **terms), "display_lots", "below its lots and at least lots / 50")
+        for terms in (
+            {"display_lots": 100},
+            {"display_lots": 1},
+            {"display_lots": -1},
+            {"display_lots": 50, "hours": 2},
+            {"display_lots": 50, "time_in_force": IOC},
+            {"display_lots": 50, "time_in_force": AUCTION},
+        )
+    ),
+    R.POST_ONLY_MISMATCH: tuple(
+        Row(bid(1, 1, 100, post_only=True, **terms), "post_only", "an hourly gtc or gtd order")
+        for terms in ({"hours": 2}, {"time_in_force": IOC}, {"min_lots": 1})
+    ),
+    R.MIN_HOURS_OUT_OF_RANGE: (
+        Row(ask(1, EAST, 1, 100, hours=2), "min_hours", "1 to 2"),
+        Row(ask(1, EAST, 1, 100, hours=2, min_hours=3), "min_hours", "1 to 2"),
+        Row(ask(1, EAST, 1, 100, hours=2, min_hours=-1), "min_hours", "1 to 2"),
+        Row(ask(1, EAST, 1, 100, min_hours=1), "min_hours", "none but for a run"),
+        Row(bid(1, 1, 100, hours=2, min_hours=1), "min_hours", "none but for a run"),
+        Row(supply_offer(hours=2), "min_hours", "1 to 2"),
+        Row(offer(min_hours=1), "min_hours", "none but for runs"),
+    ),
+    R.CURVE_OUT_OF_RANGE: (
+        *(
+            Row(offer(price_curve=curve), "price_curve", "1, 24 or 168 prices of 0 to 10000000, not all 0")
+            for curve in ((), (100, 100), (0,), (-1,), (10_000_001,), (100,) * 23 + (-1,))
+        ),
+        Row(other_offer(curve=(0,)), "price_curve", "not all 0", before=(offer(),)),
+    ),
+    R.UNKNOWN_POSITION: tuple(
+        Row(command, "position", "bought in this contract from this site", before=TRADE)
+        for command in (
+            resale(position=2),
+            resale(position=-1),
+            resale(account=OTHER_BUYER),
+            resale(account=SELLER),
+            resale(delivery_hour=FIRST_HOUR + 1),
+            ask(3, MIDDLE, 1, 120, account=BUYER, position=1),
+        )
+    ),
+    R.UNKNOWN_OFFER: (
+        Row(CancelStandingOffer(BUYER, 1), "offer_id", "a standing offer of the account"),
+        Row(CancelStandingOffer(OTHER_BUYER, 1), "offer_id", "of the account", before=(offer(),)),
+        Row(other_offer(2), "offer_id", "a standing offer of the account"),
+        Row(other_offer(2), "offer_id", "still lists hours", before=(offer(), ListStandingOffer(1))),
+        Row(
+            CancelStandingOffer(BUYER, 1),
+            "offer_id",
+            "a standing offer of the account",
+            before=(offer(), CancelStandingOffer(BUYER, 1)),
+        ),
+    ),
+    R.WRONG_PHASE: (
+        Row(bid(1, 1, 100, time_in_force=AUCTION), "time_in_force", "gtc, gtd, ioc or fok"),
+        Row(bid(1, 1, 100), "delivery_hour", "cancels only: the contract is halted", before=(HALT,)),
+        Row(bid(1, 1, 1, hours=2), "delivery_hour", f"hour {FIRST_HOUR} is halted", before=(HALT,)),
+        *(
+            Row(bid(1, 1, 100, **terms), "time_in_force", "with no minimum, in call", before=(HALT, RESUME))
+            for terms in (
+                {"time_in_force": IOC},
+                {"time_in_force": FOK},
+                {"min_lots": 1},
+                {"post_only": True},
+            )
+        ),
+        Row(
+            bid(1, 1, 100, hours=2, time_in_force=IOC),
+            "delivery_hour",
+            f"hour {FIRST_HOUR} is call",
+            before=(HALT, RESUME),
+        ),
+        Row(bid(9, 1, 1), "delivery_hour", "the contract is clearing", before=CLEARING, time_ns=CALL_END),
+        Row(replaced(1, 101), "order_id", "it is halted", before=(bid(1, 1, 100), HALT)),
+        Row(replaced(1, 110, 2), "order_id", "is clearing", before=CLEARING, time_ns=CALL_END),
+        Row(replaced(3, 110, 2), "order_id", "is clearing", before=CLEARING, time_ns=CALL_END),
+        Row(
+            replaced(1, 101),
+            "delivery_hour",
+            f"hour {FIRST_HOUR} is halted",
+            before=(bid(1, 1, 100, hours=2), HALT),
+        ),
+        Row(HALT_AGAIN, "delivery_hour", "a contract that is not halted; it is halted", before=(HALT,)),
+        Row(RESUME, "delivery_hour", "a contract that is halted; it is continuous"),
+        Row(END_CALL, "delivery_hour", "a contract that is in a call; it is continuous"),
+        Row(END_CALL, "delivery_hour", "a call that has lasted 60 s", before=CALL),
+        Row(
+            END_CALL,
+            "delivery_hour",
+            "in a call; it is clearing",
+            before=CLEARING,
+            time_ns=CALL_END,
+        ),
+        Row(proposal(), "delivery_hour", "a contract that is clearing; it is call", before=CALL),
+    ),
+    R.GROUP_MISMATCH: (
+        *(
+            Row(command, "exclusive_group", "the side, lots and kind of its group", before=before)
+            for before, command in (
+                ((grouped(1),), grouped(2)),
+                ((grouped(1),), grouped(2, hour=1, lots=2)),
+                ((grouped(1),), grouped(2, hour=1, hours=2)),
+                ((grouped(1, account=SELLER),), grouped_ask(2, hour=1)),
+                ((grouped(1, lots=2), ask(2, EAST, 1, 100)), grouped(3, hour=1, lots=2)),
+            )
+        ),
+        Row(grouped_ask(1, hours=2, min_hours=1), "exclusive_group", "none for a run"),
+        Row(replaced(2, 100), "lots", "1, which its group has", before=(grouped(1),)),
+    ),
+    R.DUPLICATE_OFFER: (
+        Row(offer(lots=2), "name", "a name that no offer of the account has", before=(offer(),)),
+        Row(
+            offer(),
+            "name",
+            "a name that no offer of the account has",
+            before=(offer(), CancelStandingOffer(BUYER, 1)),
+        ),
+    ),
+    R.NOTHING_TO_CHANGE: (
+        Row(replaced(1, 100), "lots", "another total or price", before=(bid(1, 1, 100),)),
+        Row(other_offer(), "lots", "other lots or another curve", before=(offer(),)),
+        Row(RetryBlock(1), "order_id", "a block whose retry is pending", before=(bid(1, 1, 100, hours=2),)),
+        Row(ListStandingOffer(1), "offer_id", "an offer whose listing is due"),
+        Row(
+            msgspec.structs.replace(SUSPEND, authority=LATER),
+            "account",
+            "an account that is not suspended",
+            before=(SUSPEND,),
+        ),
+        Row(ReinstateAccount(BUYER, authority=AUTHORITY), "account", "an account that is suspended"),
+    ),
+    R.PRICE_OUTSIDE_COLLAR: (
+        Row(bid(1, 1, 79), "price_ticks", "80 to 120", venue=BANDED),
+        Row(ask(1, EAST, 1, 121), "price_ticks", "80 to 120", venue=BANDED),
+        Row(bid(1, 1, 121, hours=2), "price_ticks", "80 to 120", venue=BANDED),
+        Row(replaced(1, 121), "price_ticks", "80 to 120", before=(bid(1, 1, 100),), venue=BANDED),
+        Row(replaced(1, 121), "price_ticks", "80 to 120", before=(bid(1, 1, 100, hours=2),), venue=BANDED),
+    ),
+    R.NO_REFERENCE_PRICE: tuple(
+        Row(
+            bid(1, 1, 0, order_type=MARKET, time_in_force=IOC),
+            "order_type",
+            "limit: the contract has no collar",
+            venue=venue,
+        )
+        for venue in (SMALL_VENUE, NO_PRICE)
+    ),
+    R.POST_ONLY_WOULD_TRADE: (
+        Row(
+            bid(2, 1, 100, post_only=True), "post_only", "that meets nothing", before=(ask(1, EAST, 1, 100),)
+        ),
+        Row(
+            replaced(1, 100, 2),
+            "post_only",
+            "that meets nothing",
+            before=(ask(1, EAST, 1, 100), bid(2, 1, 99, post_only=True)),
+        ),
+    ),
+    R.NOT_FILLABLE: (
+        Row(bid(2, 3, 100, time_in_force=FOK), "lots", "2 lots", before=(ask(1, EAST, 2, 100),)),
+        Row(bid(1, 1, 100, time_in_force=FOK), "lots", "0 lots can be had"),
+    ),
+    R.MINIMUM_NOT_FILLABLE: (
+        Row(bid(2, 5, 100, min_lots=3), "min_lots", "2 lots", before=(ask(1, EAST, 2, 100),)),
+    ),
+    R.POSITION_EXCEEDED: (
+        Row(resale(lots=2), "lots", "1 lots of it are not resold", before=TRADE),
+        Row(resale(4), "lots", "0 lots", before=(*TRADE, resale(3))),
+        Row(resale(5), "lots", "0 lots", before=(*TRADE, resale(3), bid(4, 1, 120, account=OTHER_BUYER))),
+        Row(replaced(2, 120, 3), "lots", "0 lots of it are not resold", before=(*TRADE, resale(3))),
+    ),
+    R.GROUP_FULL: (
+        Row(
+            grouped(9, hour=9), "exclusive_group", "8", before=tuple(grouped(n, hour=n) for n in range(1, 9))
+        ),
+    ),
+    R.ORDER_TO_TRADE_EXCEEDED: (
+        Row(bid(4, 1, 100), "account", "3 orders in this hour", before=THREE, venue=RATED),
+        Row(bid(4, 1, 100, hours=2), "account", "3 orders in this hour", before=THREE, venue=RATED),
+        Row(replaced(1, 99), "account", "3 orders in this hour", before=THREE, venue=RATED),
+    ),
+    R.TOO_MANY_RESTING_RUNS: (
+        Row(
+            ask(2, EAST, 1, 100, hours=2, min_hours=1),
+            "site",
+            "1 runs",
+            before=(ask(1, EAST, 1, 100, hours=2, min_hours=1, delivery_hour=FIRST_HOUR + 5),),
+            venue=VENUES["narrow"],
+        ),
+    ),
+    R.TOO_MANY_STANDING_OFFERS: (
+        Row(offer(name="f2"), "account", "1 offers", before=(offer(),), venue=VENUES["narrow"]),
+    ),
+    R.CLEARING_INFEASIBLE: tuple(
+        Row(proposal(*fills), "fills", "the one clearing", before=CLEARING, time_ns=CALL_END)
+        for fills in (
+            ((2, 1, 3),),
+            ((2, 1, 0),),
+            ((2, 9, 1),),
+            ((9, 1, 1),),
+            ((1, 2, 1),),
+            ((3, 1, 1), (2, 1, 2)),
+            ((2, 1, 1), (2, 1, 1)),
+            ((2, 1, 2), (3, 1, 2)),
+        )
+    ),
+    R.CLEARING_NOT_OPTIMAL: tuple(
+        Row(
+            proposal(*fills, prices=(EAST_AT_105,)),
+            "fills",
+            "the one clearing",
+            before=CLEARING,
+            time_ns=CALL_END,
+        )
+        for fills in ((), ((2, 1, 2),), ((2, 1, 1), (3, 1, 2)))
+    ),
+    R.CLEARING_PRICES_WRONG: (
+        *(
+            Row(
+                proposal((2, 1, 2), (3, 1, 1), prices=prices),
+                "fills",
+                "the one clearing",
+                before=CLEARING,
+                time_ns=CALL_END,
+            )
+            for prices in (
+                (),
+                (CellPrice("east", "E", "S2", 105, 105, 104),),
+                (CellPrice("east", "E", "S2", 100, 105, 105),),
+                (CellPrice("east", "E", "S1", 105, 105, 105),),
+                (EAST_AT_105, CellPrice("west", "E", "S1", 105, 105, 105)),
+            )
+        ),
+        Row(
+            proposal((2, 1, 2), (3, 1, 1), prices=(CellPrice("moon", "E", "S2", 105, 105, 105),)),
+            "prices",
+            "supply cells of the venue",
+            before=CLEARING,
+            time_ns=CALL_END,
+        ),
+    ),
 }
 
 
 def prepared(row: Row) -> Engine:
     """An engine in which `before` is done; what comes after a tick in it happens at the row's time."""
     engine = Engine()
-    venue = msgspec.structs.replace(SMALL_VENUE, limits=row.limits)
     time_ns = START_NS
-    for command in (open_era(venue=venue), *opening()[1:], *row.before):
+    for command in (*opening(row.venue), *row.before):
         if isinstance(command, Tick):
             time_ns = row.time_ns
         events = engine.apply(time_ns, command)
@@ -415,11 +882,22 @@ def test_a_refused_command_changes_nothing_and_says_what_is_allowed(reason: R, r
         bid(1, 1, 1, delivery_hour=FIRST_HOUR - 9),
         ask(1, EAST, 10, 1, carbon="D"),
         ask(1, EAST, 1, 1, delivery_hour=FIRST_HOUR + 99),
+        ask(1, EAST, 10, 1, delivery_hour=FIRST_HOUR + 52, hours=48, min_hours=48),
+        ask(1, EAST, 10, 1, hours=2, min_hours=1),
+        bid(1, 100, 1, display_lots=99),
+        bid(1, 100, 1, display_lots=2),
+        bid(1, 1, 1, post_only=True, time_in_force=TimeInForce.GTD, expire_ns=START_NS + 1),
+        grouped(1, hours=48),
+        offer(price_curve=(0,) * 167 + (10_000_000,)),
+        offer(from_hour=FIRST_HOUR - 10, until_hour=FIRST_HOUR - 10 + 8784),
+        offer(until_hour=FIRST_HOUR - 8, from_hour=FIRST_HOUR - 100),
+        derated(until_hour=FIRST_HOUR + 100, capacity_lots=0),
+        derated(capacity_lots=10, from_hour=FIRST_HOUR - 600),
     ],
 )
 def test_what_stands_just_inside_a_bound_is_accepted(command: AnyCommand) -> None:
     [event, *_] = prepared(Row(command, "", "")).apply(START_NS, command)
-    assert isinstance(event, OrderAccepted)
+    assert isinstance(event, OrderAccepted | StandingOfferEntered | SiteDerated)
 
 
 def test_a_correction_may_take_back_what_was_posted() -> None:
