@@ -19,17 +19,19 @@ HALTED: Final = 4
 
 CHUNK_BITS: Final = 12
 CHUNK: Final = 4096
+MAX_ORDER_ID: Final = 2**60
 
 
 class Level:
-    """The orders of one price in one cell, a queue from the oldest to the newest."""
+    """The orders of one price in one cell, from the oldest to the newest, and the next worse level."""
 
-    __slots__ = ("key", "newest", "oldest")
+    __slots__ = ("key", "newest", "oldest", "worse")
 
     def __init__(self, key: int) -> None:
         self.key = key
         self.oldest: Order | None = None
         self.newest: Order | None = None
+        self.worse: Level | None = None
 
     def append(self, order: Order) -> None:
         """Put the order at the end."""
@@ -84,12 +86,34 @@ class CellSide:
             return
         level = self.levels.get(key)
         if level is None:
-            level = Level(key)
-            self.levels[key] = level
-            self.keys.add(key)
-            if best is None or key < best.key:
-                self.best = level
+            level = self._appear(key)
         level.append(order)
+
+    def _appear(self, key: int) -> Level:
+        """Let a level appear in its place."""
+        level = Level(key)
+        index: int = self.keys.bisect_left(key)
+        if index == 0:
+            level.worse = self.best
+            self.best = level
+        else:
+            better = self.levels[self.keys[index - 1]]
+            level.worse = better.worse
+            better.worse = level
+        self.levels[key] = level
+        self.keys.add(key)
+        return level
+
+    def _vanish(self, level: Level) -> None:
+        """Let a level go that has become empty."""
+        key = level.key
+        if level is self.best:
+            self.best = level.worse
+        else:
+            index: int = self.keys.bisect_left(key)
+            self.levels[self.keys[index - 1]].worse = level.worse
+        del self.levels[key]
+        self.keys.remove(key)
 
     def remove(self, order: Order) -> None:
         """Take the order out."""
@@ -97,60 +121,82 @@ class CellSide:
         assert level is not None
         level.unlink(order)
         if level.oldest is None:
-            del self.levels[level.key]
-            self.keys.remove(level.key)
-            if level is self.best:
-                self.best = self.levels[self.keys[0]] if self.keys else None
-
-    def after(self, level: Level) -> Level | None:
-        """Return the next worse level."""
-        index = self.keys.bisect_right(level.key)
-        return self.levels[self.keys[index]] if index < len(self.keys) else None
+            self._vanish(level)
 
     def orders(self) -> list[Order]:
         """Return what rests, best first."""
         found: list[Order] = []
-        for key in self.keys:
-            order = self.levels[key].oldest
+        level = self.best
+        while level is not None:
+            order = level.oldest
             while order is not None:
                 found.append(order)
                 order = order.newer
+            level = level.worse
         return found
+
+
+class _Lots:
+    """Lots traded at one price, and those traded next."""
+
+    __slots__ = ("following", "lots", "price")
+
+    def __init__(self, price: int, lots: int) -> None:
+        self.price = price
+        self.lots = lots
+        self.following: _Lots | None = None
 
 
 class Reference:
     """A supply cell's reference price: the average of its last lots since its last call, or that call's."""
 
-    __slots__ = ("lots", "ticks", "trades", "value")
+    __slots__ = ("lots", "newest", "oldest", "ticks", "value")
 
     def __init__(self) -> None:
         self.ticks = 0
-        self.trades: list[tuple[int, int]] = []
+        self.oldest: _Lots | None = None
+        self.newest: _Lots | None = None
         self.lots = 0
         self.value = 0
 
     def trade(self, price: int, lots: int, window: int) -> None:
         """Take in a trade; the average is over the last `window` lots, rounded down."""
-        self.trades.append((price, lots))
-        self.lots += lots
-        self.value += price * lots
-        while self.lots > window:
-            oldest, count = self.trades[0]
-            out = min(count, self.lots - window)
-            self.lots -= out
-            self.value -= out * oldest
-            if out == count:
-                del self.trades[0]
-            else:
-                self.trades[0] = (oldest, count - out)
-        self.ticks = self.value // self.lots
+        traded = _Lots(price, lots)
+        last = self.newest
+        if last is None:
+            self.oldest = traded
+        else:
+            last.following = traded
+        self.newest = traded
+        total, value = self.lots + lots, self.value + price * lots
+        while total > window:
+            oldest = self.oldest
+            assert oldest is not None
+            out = min(oldest.lots, total - window)
+            total -= out
+            value -= out * oldest.price
+            oldest.lots -= out
+            if oldest.lots == 0:
+                self.oldest = oldest.following
+        self.lots = total
+        self.value = value
+        self.ticks = value // total
 
     def call(self, price: int) -> None:
         """Take in the price of a call: what was traded before counts no more."""
-        self.trades = []
+        self.oldest = self.newest = None
         self.lots = 0
         self.value = 0
         self.ticks = price
+
+    def trades(self) -> list[tuple[int, int]]:
+        """Return price and lots of what is averaged, the oldest first."""
+        found: list[tuple[int, int]] = []
+        traded = self.oldest
+        while traded is not None:
+            found.append((traded.price, traded.lots))
+            traded = traded.following
+        return found
 
 
 class Book:
@@ -313,6 +359,7 @@ class Site:
         "certificate",
         "from_hour",
         "hours",
+        "listed",
         "number",
         "recent",
         "recent_hour",
@@ -320,8 +367,9 @@ class Site:
         "until_hour",
     )
 
-    def __init__(self, certificate: CertifySite, carbon: int, cell: int) -> None:
+    def __init__(self, certificate: CertifySite, listed: "Class", carbon: int, cell: int) -> None:
         self.certificate = certificate
+        self.listed = listed
         self.number: int = certificate.site
         self.account: int = certificate.account
         self.capacity: int = certificate.capacity_lots
@@ -469,49 +517,65 @@ def gate_before(hour: int, gate_ns: int) -> int:
     return hour * HOUR_NS - gate_ns
 
 
+class _Chunk:
+    """Orders of neighbouring numbers, and how many of them there are."""
+
+    __slots__ = ("count", "orders")
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.orders: list[Order | None] = []
+
+
 class Orders:
     """Orders by number, which ascend without a gap: found without making or hashing a number."""
 
-    __slots__ = ("_chunks", "_counts", "size")
+    __slots__ = ("_chunks", "_last", "_last_index", "size")
 
     def __init__(self) -> None:
-        self._chunks: list[list[Order | None]] = []
-        self._counts: list[int] = []
+        self._chunks: list[_Chunk] = [_Chunk()]
+        self._last = self._chunks[0]
+        self._last_index = 0
         self.size = 0
 
     def add(self, order: Order) -> None:
         """Take in the order with the next number."""
         index = order.order_id >> CHUNK_BITS
-        while index >= len(self._chunks):
-            self._chunks.append([])
-            self._counts.append(0)
-        chunk = self._chunks[index]
-        if not chunk:
-            chunk += [None] * CHUNK
-        chunk[order.order_id & (CHUNK - 1)] = order
-        self._counts[index] += 1
+        while index > self._last_index:
+            self._last = _Chunk()
+            self._chunks.append(self._last)
+            self._last_index += 1
+        chunk = self._last
+        missing = (order.order_id & (CHUNK - 1)) - len(chunk.orders)
+        while missing > 0:
+            chunk.orders.append(None)
+            missing -= 1
+        chunk.orders.append(order)
+        chunk.count += 1
         self.size += 1
 
     def remove(self, order: Order) -> None:
         """Let an order go."""
         index = order.order_id >> CHUNK_BITS
         chunk = self._chunks[index]
-        chunk[order.order_id & (CHUNK - 1)] = None
-        left = self._counts[index] - 1
-        self._counts[index] = left
+        chunk.orders[order.order_id & (CHUNK - 1)] = None
+        chunk.count -= 1
         self.size -= 1
-        if left == 0:
-            # What is left of a chunk whose orders have all ended is eight bytes.
-            chunk.clear()
+        if chunk.count == 0 and index < self._last_index:
+            # What is left of a chunk whose orders have all ended is next to nothing.
+            chunk.orders = []
 
     def get(self, order_id: int) -> Order | None:
         """Return the order, None if there is none of this number."""
-        index = order_id >> CHUNK_BITS
-        if not 0 <= index < len(self._chunks):
+        if not 0 < order_id < MAX_ORDER_ID:
             return None
-        chunk = self._chunks[index]
-        return chunk[order_id & (CHUNK - 1)] if chunk else None
+        index = order_id >> CHUNK_BITS
+        if index > self._last_index:
+            return None
+        orders = self._chunks[index].orders
+        place = order_id & (CHUNK - 1)
+        return orders[place] if place < len(orders) else None
 
     def all(self) -> list[Order]:
         """Return the orders by number."""
-        return [order for chunk in self._chunks for order in chunk if order is not None]
+        return [order for chunk in self._chunks for order in chunk.orders if order is not None]

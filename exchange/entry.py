@@ -233,8 +233,8 @@ def supply_site(
         refuse(RejectReason.UNKNOWN_SITE, "site", "a certified site")
     if position == 0 and site.account != account.account:
         refuse(RejectReason.NOT_SITE_OWNER, "site", "a site of the account's own")
-    if site.certificate.class_code != listed.code:
-        refuse(RejectReason.CLASS_NOT_CERTIFIED, "class_code", site.certificate.class_code)
+    if site.listed is not listed:
+        refuse(RejectReason.CLASS_NOT_CERTIFIED, "class_code", site.listed.code)
     return site
 
 
@@ -245,10 +245,10 @@ def _position(market: Market, account: Account, command: EnterOrder, site: Site)
     fill = market.fill_of(command.position)
     if (
         fill is None
-        or fill.buyer != account.account
-        or fill.class_code != command.class_code
-        or fill.hour != command.delivery_hour
-        or fill.site != site.number
+        or fill.trade.buyer != account.account
+        or fill.trade.class_code != command.class_code
+        or fill.trade.delivery_hour != command.delivery_hour
+        or fill.trade.site != site.number
     ):
         refuse(
             RejectReason.UNKNOWN_POSITION,

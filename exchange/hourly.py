@@ -36,7 +36,7 @@ def plan_of(market: Market, order: Order) -> Plan | None:
     """Return what the order would trade now, None if it meets nothing, or refuse it for what it says."""
     plan: Plan | None = None
     sides = open_sides(order.book, order)
-    if sides:
+    if sides is not None:
         plan = plan_hourly(sides, order, market.band_permille)
     filled = 0 if plan is None else plan.lots
     if order.post_only and filled:
@@ -155,7 +155,6 @@ def replace(market: Market, order: Order, lots: int, price: int) -> Events:
         if book.phase == CLEARING:
             refuse(RejectReason.WRONG_PHASE, "order_id", "cancels only: the contract is clearing")
         market.shrink(order, -more)
-        order.lots = lots
         return [_replaced(order, -market.release(order))]
     if book.phase in (CLEARING, HALTED):
         refuse(
@@ -212,7 +211,7 @@ def _replaced(order: Order, reserved_micros: int) -> slots.OrderReplaced:
 def check_room(capacity: int, place: SiteHour | None, position: Fill | None, more: int) -> None:
     """Refuse an hourly ask more lots than its site or its position has."""
     if position is not None:
-        free = position.lots - position.resale_lots
+        free = position.trade.lots - position.resale_lots
         if more > free:
             refuse(RejectReason.POSITION_EXCEEDED, "lots", f"{free} lots of it are not resold or offered")
         return

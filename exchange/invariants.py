@@ -85,13 +85,13 @@ def _check_places(market: Market) -> None:
         _check_quantity(order)
         assert order.site_hour is site.hours[order.hour]
         if position is not None:
-            resold[position.trade_id] = resold.get(position.trade_id, 0) + order.leaves_lots
+            resold[position.trade.trade_id] = resold.get(position.trade.trade_id, 0) + order.leaves_lots
         else:
             asks[site.number, order.hour] = asks.get((site.number, order.hour), 0) + order.leaves_lots
     for trade_id, lots in resold.items():
         fill = market.fills[trade_id - 1]
-        assert fill.trade_id == trade_id
-        assert lots <= fill.resale_lots <= fill.lots
+        assert fill.trade.trade_id == trade_id
+        assert lots <= fill.resale_lots <= fill.trade.lots
     for number, site in market.sites.items():
         for hour, place in site.hours.items():
             assert place.open_asks == asks.pop((number, hour), 0), (number, hour)
@@ -142,10 +142,11 @@ def _check_book(market: Market, book: Book) -> None:
         return
     for bids in book.bids:
         for bid in bids.orders():
-            if not open_sides(book, bid):
+            sides = open_sides(book, bid)
+            if sides is None:
                 # The best bid of the cell meets nothing, so no other does.
                 break
-            for asks in open_sides(book, bid):
+            for asks in sides:
                 for ask in asks.orders():
                     if ask.price > bid.price:
                         break

@@ -67,7 +67,8 @@ class Market:
         self.closed_hour = NO_HOUR
         self.turns_ns = 0
         self.first_ns = 0
-        self.accounts: dict[int, Account] = {VENUE: Account(VENUE, VENUE)}
+        self.own = Account(VENUE, VENUE)
+        self.accounts: dict[int, Account] = {VENUE: self.own}
         self.classes: dict[str, Class] = {}
         self.class_list: list[Class] = []
         self.sites: dict[int, Site] = {}
@@ -109,6 +110,7 @@ class Market:
         self.band_permille: int = limits.band_permille
         self.reference_lots: int = limits.reference_lots
         self.free_orders_per_hour: int = limits.free_orders_per_hour
+        self.orders_per_trade: int = limits.orders_per_trade
         self.opens_by_call: bool = venue.calls.opening
         for index, listed in enumerate(venue.classes):
             known = self.classes.get(listed.code)
@@ -415,6 +417,7 @@ class Market:
 
     def shrink(self, order: Order, lots: int) -> None:
         """Take lots out of an hourly order or a block, hidden ones first."""
+        order.lots -= lots
         order.leaves_lots -= lots
         order.shown_lots = min(order.shown_lots, order.leaves_lots)
         order.worth_micros -= order.price * lots * order.hours * order.tick_lot_micros
@@ -565,7 +568,7 @@ class Market:
         seller.reserved -= bond + seller_fee + seller_back
         seller.bond += bond
         seller.cash += seller_back
-        self.accounts[VENUE].fees += buyer_fee + seller_fee
+        self.own.fees += buyer_fee + seller_fee
         bid_pledge.reserved_micros = bid_keeps
         ask_pledge.reserved_micros = ask_keeps
         if self.free_orders_per_hour:
@@ -576,21 +579,8 @@ class Market:
         site = ask.site
         assert site is not None
         class_code = bid.book.class_code
-        self.fills.append(
-            Fill(
-                self.last_trade_id,
-                class_code,
-                hour,
-                lots,
-                buyer.account,
-                seller.account,
-                site.number,
-                self.eligibility.carbon_of(ask.cell),
-                notional,
-                bond,
-            )
-        )
-        return slots.Traded(
+        position = ask.position
+        trade = slots.Traded(
             self.last_trade_id,
             class_code,
             hour,
@@ -603,7 +593,7 @@ class Market:
             seller.account,
             site.number,
             bid.order_id if bid.hours > 1 else 0,
-            0 if ask.position is None else ask.position.trade_id,
+            0 if position is None else position.trade.trade_id,
             notional,
             buyer_fee,
             buyer_back,
@@ -611,6 +601,8 @@ class Market:
             seller_fee,
             seller_back,
         )
+        self.fills.append(Fill(trade, self.eligibility.carbon_of(ask.cell)))
+        return trade
 
     def fill_of(self, trade_id: int) -> Fill | None:
         """Return what is left of a trade, None if there is none of this number."""

@@ -35,10 +35,9 @@ class Plan:
 class _Cursor:
     """The next order of one cell that the taker would meet."""
 
-    __slots__ = ("level", "order", "side")
+    __slots__ = ("level", "order")
 
-    def __init__(self, side: CellSide, level: Level) -> None:
-        self.side = side
+    def __init__(self, level: Level) -> None:
         self.level: Level | None = level
         self.order: Order | None = level.oldest
 
@@ -49,25 +48,29 @@ class _Cursor:
         assert level is not None
         following = order.newer
         if following is None:
-            next_level = self.side.after(level)
-            self.level = next_level
-            following = None if next_level is None else next_level.oldest
+            worse = level.worse
+            self.level = worse
+            following = None if worse is None else worse.oldest
         self.order = following
 
 
-def open_sides(book: Book, taker: Order) -> list[CellSide]:
-    """Return the other side's cells that the taker may meet at its price."""
-    found: list[CellSide] = []
+def open_sides(book: Book, taker: Order) -> list[CellSide] | None:
+    """Return the other side's cells that the taker may meet at its price, None if there are none."""
+    found: list[CellSide] | None = None
     price, cell, served_by = taker.price, taker.cell, taker.served_by
     if taker.is_bid:
         for side in book.asks:
             best = side.best
             if best is not None and best.key <= price and served_by[side.cell]:
+                if found is None:
+                    found = []
                 found.append(side)
     else:
         for side in book.bids:
             best = side.best
             if best is not None and -best.key >= price and side.served_by[cell]:
+                if found is None:
+                    found = []
                 found.append(side)
     return found
 
@@ -92,7 +95,7 @@ def plan_hourly(sides: list[CellSide], taker: Order, band_permille: int) -> Plan
     for side in sides:
         best = side.best
         assert best is not None
-        cursors.append(_Cursor(side, best))
+        cursors.append(_Cursor(best))
     # Icebergs of the price at hand whose next slice stands behind all others, with what they still have.
     again: list[Match] = []
     again_key = 0

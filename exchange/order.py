@@ -2,7 +2,9 @@
 
 from typing import TYPE_CHECKING, Final
 
-from exchange.slots import EnterOrder
+from mypy_extensions import mypyc_attr
+
+from exchange.slots import EnterOrder, Traded
 from schemas.venue import Venue
 
 if TYPE_CHECKING:
@@ -245,7 +247,7 @@ class Order(Pledge):
             and self.self_trade == command.self_trade
             and self.min_hours == command.min_hours
             and (None if group is None else group.name) == command.exclusive_group
-            and (0 if position is None else position.trade_id) == command.position
+            and (0 if position is None else position.trade.trade_id) == command.position
         )
 
 
@@ -264,52 +266,25 @@ class Group(Pledge):
         self.members: dict[int, Order] = {}
 
 
+@mypyc_attr(acyclic=True)
 class Fill:
     """What of a trade is still of use: to settlement, and to its buyer as a position."""
 
     __slots__ = (
-        "bond",
-        "buyer",
         "carbon",
-        "class_code",
-        "hour",
         "last_run",
-        "lots",
-        "notional",
         "paid",
         "penalty",
         "refunded",
         "released",
         "resale_lots",
-        "seller",
-        "site",
-        "trade_id",
+        "trade",
     )
 
-    def __init__(
-        self,
-        trade_id: int,
-        class_code: str,
-        hour: int,
-        lots: int,
-        buyer: int,
-        seller: int,
-        site: int,
-        carbon: int,
-        notional: int,
-        bond: int,
-    ) -> None:
-        self.trade_id = trade_id
-        self.class_code = class_code
-        self.hour = hour
-        self.lots = lots
-        self.buyer = buyer
-        self.seller = seller
-        self.site = site
+    def __init__(self, trade: Traded, carbon: int) -> None:
+        self.trade = trade
         # The rank of the grade with which it was sold.
         self.carbon = carbon
-        self.notional = notional
-        self.bond = bond
         # Resold, or openly offered for resale.
         self.resale_lots = 0
         # What all runs so far posted.

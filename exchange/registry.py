@@ -142,18 +142,18 @@ class Registry:
             refuse(RejectReason.DUPLICATE_POSTING, "run", f"above {fill.last_run}, which posted this fill")
         if left == 0:
             refuse(RejectReason.POSTINGS_EXCEED_RUN, "run", "as many postings as the run announced")
-        if (fill.hour + 1) * HOUR_NS > market.time_ns:
+        if (fill.trade.delivery_hour + 1) * HOUR_NS > market.time_ns:
             refuse(RejectReason.NOT_YET_DELIVERED, "trade_id", "a fill whose delivery hour has ended")
         paid = fill.paid + command.payment_micros
         refunded = fill.refunded + command.refund_micros
         penalty = fill.penalty + command.penalty_micros
         released = fill.released + command.bond_release_micros
         # A correction may take back what earlier runs posted, and no more than that.
-        if min(paid, refunded) < 0 or paid + refunded > fill.notional:
-            most = fill.notional - fill.paid - fill.refunded
+        if min(paid, refunded) < 0 or paid + refunded > fill.trade.notional_micros:
+            most = fill.trade.notional_micros - fill.paid - fill.refunded
             refuse(RejectReason.POSTING_EXCEEDS_FILL, "payment_micros", f"with the refund {most}")
-        if min(penalty, released) < 0 or penalty + released > fill.bond:
-            most = fill.bond - fill.penalty - fill.released
+        if min(penalty, released) < 0 or penalty + released > fill.trade.bond_micros:
+            most = fill.trade.bond_micros - fill.penalty - fill.released
             refuse(RejectReason.POSTING_EXCEEDS_FILL, "penalty_micros", f"with the release {most}")
         self.runs[command.run] = left - 1
         fill.last_run = command.run
@@ -161,8 +161,8 @@ class Registry:
         posted = SettlementPosted(
             run=command.run,
             trade_id=command.trade_id,
-            buyer=fill.buyer,
-            seller=fill.seller,
+            buyer=fill.trade.buyer,
+            seller=fill.trade.seller,
             payment_micros=command.payment_micros,
             refund_micros=command.refund_micros,
             penalty_micros=command.penalty_micros,
@@ -195,7 +195,7 @@ def _certify(market: Market, command: CertifySite) -> Events:
     if command.until_hour <= command.from_hour:
         refuse(RejectReason.HOURS_OUT_OF_RANGE, "until_hour", f"above from_hour, {command.from_hour}")
     cell = table.supply_cell(command.zone, command.carbon, command.security)
-    site = Site(command, table.carbon[command.carbon], cell)
+    site = Site(command, listed, table.carbon[command.carbon], cell)
     market.sites[command.site] = site
     listed.sites.append(site)
     listed.sites.sort(key=_by_number)

@@ -112,7 +112,7 @@ def _order(order: Order) -> tuple[object, ...]:
         (order.book.class_code, order.hour, order.hours, order.min_hours),
         order.cell,
         0 if order.site is None else order.site.number,
-        0 if position is None else position.trade_id,
+        0 if position is None else position.trade.trade_id,
         0 if listing is None else listing.offer_id,
         (order.entered_lots, order.entered_price, order.expire_ns, order.min_lots, order.display_lots),
         (order.lots, order.price, order.leaves_lots, order.shown_lots, order.filled_lots),
@@ -130,7 +130,7 @@ def _book(book: Book) -> tuple[object, ...]:
         book.phase_since_ns,
         (book.call_hour, book.calls_in_hour),
         [
-            (cell, side.reference.ticks, side.reference.trades)
+            (cell, side.reference.ticks, side.reference.trades())
             for cell, side in sorted(book.ask_cells.items())
             if side.reference is not None
         ],
@@ -140,9 +140,15 @@ def _book(book: Book) -> tuple[object, ...]:
 
 def _fill(fill: Fill) -> tuple[object, ...]:
     return (
-        fill.trade_id,
-        (fill.class_code, fill.hour, fill.lots, fill.site, fill.carbon),
-        (fill.buyer, fill.seller, fill.notional, fill.bond, fill.resale_lots),
+        fill.trade.trade_id,
+        (fill.trade.class_code, fill.trade.delivery_hour, fill.trade.lots, fill.trade.site, fill.carbon),
+        (
+            fill.trade.buyer,
+            fill.trade.seller,
+            fill.trade.notional_micros,
+            fill.trade.bond_micros,
+            fill.resale_lots,
+        ),
         (fill.paid, fill.refunded, fill.penalty, fill.released, fill.last_run),
     )
 
