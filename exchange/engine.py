@@ -4,12 +4,12 @@ No clock, no randomness, no input or output, no floats, no iteration over sets.
 """
 
 import hashlib
-from heapq import heappop
+from heapq import heappop, nsmallest
 
 from exchange import slots
 from exchange.auction import CallBook
 from exchange.blocks import eligible_sites, plan_block, reduce_run, trade_block
-from exchange.book import CALL, CLEARING
+from exchange.book import CLEARING
 from exchange.build import rules_digest
 from exchange.calls import call_book, call_is_due, end_call, propose
 from exchange.entry import cancel_order, enter, replace_order
@@ -153,21 +153,20 @@ class Engine:
         """Return when the next work falls due, None if there is none."""
         return self.market.due[0][0] if self.market.due else None
 
-    def chores(self) -> list[AnyCommand]:
-        """Return the commands that are to follow at once: retries of blocks, listings of standing offers."""
-        if not self.market.pending_retries and not self.market.pending_listings:
+    def chores(self, most: int = 2**31) -> list[AnyCommand]:
+        """Return the commands that are to follow at once, the first `most`: retries of blocks, listings."""
+        retries, listings = self.market.pending_retries, self.market.pending_listings
+        if not retries and not listings:
             return []
-        found: list[AnyCommand] = [RetryBlock(order_id) for order_id in sorted(self.market.pending_retries)]
-        found += [ListStandingOffer(offer_id) for offer_id in sorted(self.market.pending_listings)]
+        found: list[AnyCommand] = [RetryBlock(order_id) for order_id in nsmallest(most, retries)]
+        found += [ListStandingOffer(offer_id) for offer_id in nsmallest(most - len(found), listings)]
         return found
 
     def calls(self) -> list[tuple[str, int, int, bool]]:
         """Return class, hour and start of every contract in a call, and whether it waits for its clearing."""
         return [
             (book.class_code, book.hour, book.phase_since_ns, book.phase == CLEARING)
-            for listed in self.market.class_list
-            for book in listed.books.values()
-            if book.phase in (CALL, CLEARING)
+            for book in self.market.in_call.values()
         ]
 
     def call_book(self, class_code: str, hour: int) -> CallBook:
@@ -243,6 +242,7 @@ class Engine:
             if book is not None:
                 events.append(ContractClosed(listed.code, hour))
                 events += market.end_all(book.resting() + list(book.blocks.values()), EndReason.GATE)
+                market.in_call.pop((listed.code, hour), None)
                 listed.forget(hour)
             runs: list[Order] = []
             for site in listed.sites:

@@ -1,7 +1,7 @@
 """What is true of the market after every command: DESIGN's invariants, asserted from the state alone."""
 
 from exchange.blocks import eligible_sites, opened, plan_block
-from exchange.book import CONTINUOUS, Book, CellSide
+from exchange.book import CALL, CLEARING, CONTINUOUS, Book, CellSide
 from exchange.market import Market
 from exchange.matching import open_sides
 from exchange.order import Order
@@ -25,6 +25,9 @@ def check(market: Market) -> None:
             _check_book(market, book)
             for order in book.resting() + list(book.blocks.values()):
                 standing[order.order_id] = standing.get(order.order_id, 0) + 1
+    books = [book for listed in market.class_list for book in listed.books.values()]
+    in_call = {(book.class_code, book.hour): book for book in books if book.phase in (CALL, CLEARING)}
+    assert market.in_call == in_call
     for site in market.sites.values():
         for run in site.runs.values():
             standing[run.order_id] = 1

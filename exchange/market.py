@@ -6,6 +6,7 @@ from typing import Final, NoReturn
 from exchange import slots
 from exchange.book import (
     CALL,
+    CLEARING,
     CONTINUOUS,
     PRE_OPEN,
     Book,
@@ -84,6 +85,8 @@ class Market:
         self.last_priority = 0
         self.due: list[tuple[int, int, int]] = []
         self.gates: dict[int, bool] = {}
+        # Contracts in a call or clearing, by class and hour.
+        self.in_call: dict[tuple[str, int], Book] = {}
         # Client ids to forget, by the second in which their validity ends.
         self.forget: dict[int, list[Order]] = {}
         self.forget_seconds: list[int] = []
@@ -213,6 +216,7 @@ class Market:
                     call_ns = (hour - self.horizon_hours) * HOUR_NS + self.calls.pre_open_seconds * SECOND_NS
                     if book.phase == CALL:
                         book.phase_since_ns = call_ns
+                        self.in_call[book.class_code, hour] = book
                         call_ns += self.calls.max_seconds * SECOND_NS
                     self.push_due(call_ns, DUE_CALL, self.contract_number(book))
             listed.books[hour] = book
@@ -227,6 +231,10 @@ class Market:
         """Let the contract be in a phase."""
         book.phase = phase
         book.phase_since_ns = self.time_ns
+        if phase in (CALL, CLEARING):
+            self.in_call[book.class_code, book.hour] = book
+        else:
+            self.in_call.pop((book.class_code, book.hour), None)
         if phase == CALL:
             ends_ns = self.time_ns + self.calls.max_seconds * SECOND_NS
             self.push_due(ends_ns, DUE_CALL, self.contract_number(book))
