@@ -62,7 +62,10 @@ class OpenOrder:
             self._show_slice()
 
     def reduce(self, event: OrderReduced) -> None:
-        """Take lots out; the hidden ones go first."""
+        """Take lots out, of the total too; the hidden ones go first."""
+        if self.command.hours == 1:
+            total = self.command.lots - event.lots
+            self.command = msgspec.structs.replace(self.command, lots=total)
         self.leaves_lot_hours = event.leaves_lots
         self._hide_first()
 

@@ -225,6 +225,16 @@ def test_a_cut_takes_the_hidden_lots_first() -> None:
     assert asks(depth) == {100: 3}
 
 
+def test_a_cut_lowers_the_total_that_a_replace_is_measured_by() -> None:
+    depth = a_depth(display_lots=4)
+    depth.apply(bought(1))
+    depth.apply(record(Tick(), OrderReduced(1, SELLER, 4, 5, 0, EndReason.CAPACITY)))
+    assert asks(depth) == {100: 3}
+    # Six lots are left in all: seven are more, and so a new slice is shown.
+    depth.apply(replaced(7, 100, 6))
+    assert asks(depth) == {100: 4}
+
+
 def test_an_order_that_a_standing_offer_listed_is_depth_like_any_other() -> None:
     depth = a_depth()
     depth.apply(record(ListStandingOffer(1), OrderListed(2, 1, 0, ask(2, 1, 3, 120))))

@@ -12,29 +12,42 @@ from functools import lru_cache
 from typing import Protocol
 
 from exchange.contract import HOUR_NS, symbol
+from exchange.depth import OpenOrder
 from exchange.quantity import gpus_of, money_of, price_of
 from schemas.commands import (
     AnyCommand,
     CertifySite,
     Deposit,
+    DerateSite,
     EnterOrder,
+    HaltContract,
     OpenEra,
     OperatorCommand,
+    OrderType,
     PostSettlement,
     ReceiveReadings,
     RegisterAccount,
     RegisterKey,
+    ReinstateAccount,
+    ResumeContract,
     Side,
     StartSettlementRun,
+    SuspendAccount,
     TimeInForce,
     Withdraw,
 )
 from schemas.events import (
     AnyEvent,
     BlockTraded,
+    CallCleared,
+    ContractClosed,
     EndReason,
     OrderAccepted,
     OrderEnded,
+    OrderListed,
+    OrderReduced,
+    OrderReplaced,
+    PhaseChanged,
     Rejected,
     SettlementPosted,
     SiteCertified,
@@ -62,6 +75,7 @@ COLUMNS = {
         "initial_quantity",
         "traded_quantity",
         "remaining_quantity",
+        "displayed_quantity",
         "transaction_price",
         "passive_or_aggressive",
         "transaction_id",
@@ -70,6 +84,12 @@ COLUMNS = {
         "latency",
         "carbon",
         "security",
+        "minimum_quantity",
+        "passive_only",
+        "self_trade",
+        "linked_order_id",
+        "position",
+        "standing_offer",
     ),
     "trades": (
         "transaction_id",
@@ -90,6 +110,7 @@ COLUMNS = {
         "buyer_fee",
         "seller_fee",
         "seller_bond",
+        "position",
     ),
     "deliveries": (
         "transaction_id",
@@ -105,6 +126,25 @@ COLUMNS = {
         "currency",
         "buyer",
         "seller",
+        "position",
+    ),
+    "phases": (
+        "sequence",
+        "event_time",
+        "order_book",
+        "phase",
+    ),
+    "calls": (
+        "sequence",
+        "event_time",
+        "order_book",
+        "zone",
+        "carbon",
+        "security",
+        "lowest_price",
+        "highest_price",
+        "price",
+        "currency",
     ),
     "settlements": (
         "sequence",
@@ -149,14 +189,26 @@ COLUMNS = {
 }
 """The columns of each table, which is `tables/NAME.csv`."""
 
-_VALIDITY = {TimeInForce.GTC: "GTCV", TimeInForce.GTD: "GTSV", TimeInForce.IOC: "IOCV"}
+_VALIDITY = {
+    TimeInForce.GTC: "GTCV",
+    TimeInForce.GTD: "GTSV",
+    TimeInForce.IOC: "IOCV",
+    TimeInForce.FOK: "FOKV",
+    TimeInForce.AUCTION: "CALL",
+}
 _END_EVENT = {
     EndReason.REQUESTED: "CAME",
+    EndReason.REPLACED: "CAME",
+    EndReason.WITHDRAWN: "CAME",
     EndReason.SELF_TRADE: "CAMO",
     EndReason.EVICTED: "CAMO",
+    EndReason.GROUP: "CAMO",
+    EndReason.CAPACITY: "CAMO",
+    EndReason.BAND: "CAMO",
     EndReason.IMMEDIATE: "EXPI",
     EndReason.EXPIRED: "EXPI",
     EndReason.GATE: "EXPI",
+    EndReason.CALL_ENDED: "EXPI",
 }
 _SIDE = {Side.BUY: "BUYI", Side.SELL: "SELL"}
 
@@ -170,14 +222,36 @@ class Sink(Protocol):
         """Take one line with its newline."""
 
 
-class _OpenOrder:
-    """What later events of an order refer to: the columns that stay, and what is left of it."""
+class _OpenOrder(OpenOrder):
+    """An open order with what its rows say of it until it is replaced.
 
-    __slots__ = ("left_lot_hours", "terms")
+    `links` are the first order of its group and the standing offer that listed it.
+    """
 
-    def __init__(self, terms: tuple[Cell, ...], lot_hours: int) -> None:
-        self.terms = terms
-        self.left_lot_hours = lot_hours
+    __slots__ = ("links", "lot_eighths", "terms")
+
+    def __init__(
+        self, order_id: int, command: EnterOrder, lot_eighths: int, links: tuple[Cell, Cell]
+    ) -> None:
+        super().__init__(order_id, command)
+        self.lot_eighths = lot_eighths
+        self.links = links
+        self.terms: tuple[Cell, ...] = ()
+
+    def left(self) -> tuple[Cell, Cell]:
+        """Return the remaining and the displayed quantity."""
+        shown = "" if self.command.hours > 1 else _gpus(self.shown_lots, self.lot_eighths)
+        return _gpus(self.leaves_lot_hours, self.lot_eighths), shown
+
+
+class _Group:
+    """The open alternatives of an account under one name."""
+
+    __slots__ = ("first", "members")
+
+    def __init__(self, first: int) -> None:
+        self.first = first
+        self.members = 0
 
 
 class Tables:
@@ -190,6 +264,7 @@ class Tables:
             self._rows[name] = row = csv.writer(sinks[name], lineterminator="\n").writerow
             row(columns)
         self._orders: dict[int, _OpenOrder] = {}
+        self._groups: dict[tuple[int, str], _Group] = {}
         self._sites: dict[int, CertifySite] = {}
         self._currency = ""
         self._tick_micros = 1
@@ -205,7 +280,14 @@ class Tables:
             match event:
                 case OrderAccepted():
                     assert isinstance(command, EnterOrder)
-                    self._accepted(sequence, time_ns, command, event.order_id)
+                    self._entered(sequence, time_ns, event.order_id, command, "")
+                case OrderListed():
+                    self._entered(sequence, time_ns, event.order_id, event.order, event.offer_id)
+                case OrderReplaced():
+                    self._replaced(sequence, time_ns, event)
+                case OrderReduced():
+                    by_hand = isinstance(command, DerateSite)
+                    self._reduced(sequence, time_ns, event, "REMH" if by_hand else "REMA")
                 case Traded():
                     self._traded(sequence, time_ns, event)
                 case BlockTraded():
@@ -215,6 +297,10 @@ class Tables:
                     self._ended(sequence, time_ns, event)
                 case Rejected() if isinstance(command, EnterOrder):
                     self._rejected(sequence, time_ns, command, event)
+                case PhaseChanged() | ContractClosed():
+                    self._phase(sequence, time_ns, event)
+                case CallCleared():
+                    self._cleared(sequence, time_ns, event)
                 case SettlementPosted():
                     assert isinstance(command, PostSettlement)
                     self._posted(sequence, time_ns, command, event)
@@ -230,9 +316,14 @@ class Tables:
         self._lot_eighths = {c.code: c.lot_eighths for c in venue.classes}
 
     def _terms(
-        self, order_id: Cell, command: EnterOrder, lot_eighths: int, *origin: Cell
+        self,
+        order_id: Cell,
+        command: EnterOrder,
+        lot_eighths: int,
+        origin: tuple[Cell, ...],
+        links: tuple[Cell, Cell],
     ) -> tuple[Cell, ...]:
-        """Return the columns that stay the same over an order's life; `origin` is site, zone and grades."""
+        """Return the columns that stay the same until a replace; `origin` is site, zone and grades."""
         return (
             order_id,
             command.account,
@@ -244,11 +335,17 @@ class Tables:
             _SIDE[command.side],
             _VALIDITY[command.time_in_force],
             _time(command.expire_ns) if command.expire_ns else "",
-            "block" if command.hours > 1 else "limit",
-            _price(command.price_ticks, self._tick_micros),
+            _type(command),
+            "" if command.order_type is OrderType.MARKET else _price(command.price_ticks, self._tick_micros),
             self._currency,
             _gpus(command.lots * command.hours, lot_eighths),
             *origin,
+            _gpus(command.min_lots, lot_eighths) if command.min_lots else "",
+            "true" if command.post_only else "false",
+            command.self_trade.value,
+            links[0],
+            command.position or "",
+            links[1],
         )
 
     def _order_row(
@@ -260,13 +357,29 @@ class Tables:
         terms: tuple[Cell, ...],
         *execution: Cell,
     ) -> None:
-        """Write a row; `execution` is traded and remaining quantity, price, role and transaction id."""
+        """Write a row.
+
+        `execution` is traded, remaining and displayed quantity, price, role and transaction id.
+        """
         self._rows["orders"](
             (sequence, _time(time_ns), terms[0], event, reason, *terms[1:12], *execution, *terms[12:])
         )
 
-    def _accepted(self, sequence: int, time_ns: int, command: EnterOrder, order_id: int) -> None:
+    def _entered(self, sequence: int, time_ns: int, order_id: int, command: EnterOrder, offer: Cell) -> None:
+        first: Cell = ""
+        if command.exclusive_group is not None:
+            key = (command.account, command.exclusive_group)
+            group = self._groups.setdefault(key, _Group(order_id))
+            group.members += 1
+            first = group.first
         lot_eighths = self._lot_eighths[command.class_code]
+        order = _OpenOrder(order_id, command, lot_eighths, (first, offer))
+        self._orders[order_id] = order
+        self._tell_terms(order)
+        self._order_row(sequence, time_ns, "NEWO", "", order.terms, "", *order.left(), "", "", "")
+
+    def _tell_terms(self, order: _OpenOrder) -> None:
+        command = order.command
         need = command.requirement
         origin: tuple[Cell, ...]
         if need is not None:
@@ -275,44 +388,65 @@ class Tables:
             site = self._sites[command.site]
             assert command.carbon is not None
             origin = (command.site, site.zone, "", command.carbon, site.security)
-        terms = self._terms(order_id, command, lot_eighths, *origin)
-        lot_hours = command.lots * command.hours
-        self._orders[order_id] = _OpenOrder(terms, lot_hours)
-        self._order_row(sequence, time_ns, "NEWO", "", terms, "", _gpus(lot_hours, lot_eighths), "", "", "")
+        order.terms = self._terms(order.order_id, command, order.lot_eighths, origin, order.links)
 
     def _rejected(self, sequence: int, time_ns: int, command: EnterOrder, event: Rejected) -> None:
         # An order that never was in force has no id of its own; the record's number is unique. Codes that
         # are not the venue's are anything that somebody typed: they stay in the record.
         lot_eighths = self._lot_eighths.get(command.class_code, 8)
-        terms = self._terms(f"R{sequence}", command, lot_eighths, "", "", "", "", "")
-        self._order_row(sequence, time_ns, "REMO", event.reason.name.lower(), terms, "", 0, "", "", "")
+        terms = self._terms(f"R{sequence}", command, lot_eighths, ("",) * 5, ("", ""))
+        self._order_row(sequence, time_ns, "REMO", event.reason.name.lower(), terms, "", 0, "", "", "", "")
+
+    def _replaced(self, sequence: int, time_ns: int, event: OrderReplaced) -> None:
+        order = self._orders[event.order_id]
+        order.replace(event)
+        self._tell_terms(order)
+        self._order_row(sequence, time_ns, "REME", "", order.terms, "", *order.left(), "", "", "")
+
+    def _reduced(self, sequence: int, time_ns: int, event: OrderReduced, kind: str) -> None:
+        order = self._orders[event.order_id]
+        order.reduce(event)
+        self._order_row(
+            sequence, time_ns, kind, event.reason.value, order.terms, "", *order.left(), "", "", ""
+        )
 
     def _ended(self, sequence: int, time_ns: int, event: OrderEnded) -> None:
-        terms = self._orders.pop(event.order_id).terms
+        terms = self._close(event.order_id).terms
         kind = _END_EVENT[event.reason]
-        self._order_row(sequence, time_ns, kind, event.reason.value, terms, "", 0, "", "", "")
+        self._order_row(sequence, time_ns, kind, event.reason.value, terms, "", 0, "", "", "", "")
+
+    def _close(self, order_id: int) -> _OpenOrder:
+        order = self._orders.pop(order_id)
+        name = order.command.exclusive_group
+        if name is not None:
+            key = (order.command.account, name)
+            self._groups[key].members -= 1
+            if not self._groups[key].members:
+                del self._groups[key]
+        return order
 
     def _traded(self, sequence: int, time_ns: int, trade: Traded) -> None:
         price = _price(trade.price_ticks, self._tick_micros)
         lot_eighths = self._lot_eighths[trade.class_code]
         gpus = _gpus(trade.lots, lot_eighths)
         contract = _contract(trade.class_code, trade.delivery_hour)
-        carbon = self._orders[trade.ask_order_id].terms[-2]
+        carbon = self._orders[trade.ask_order_id].command.carbon
+        assert carbon is not None
         for order_id, side in ((trade.bid_order_id, Side.BUY), (trade.ask_order_id, Side.SELL)):
             order = self._orders[order_id]
-            order.left_lot_hours -= trade.lots
-            left = order.left_lot_hours
-            if not left:
-                del self._orders[order_id]
-            role = "AGRE" if side is trade.taker else "PASV"
+            order.fill(trade)
+            is_open = order.leaves_lot_hours > 0
+            if not is_open:
+                self._close(order_id)
+            role = "" if trade.taker is None else "AGRE" if side is trade.taker else "PASV"
             self._order_row(
                 sequence,
                 time_ns,
-                "PARF" if left else "FILL",
+                "PARF" if is_open else "FILL",
                 "",
                 order.terms,
                 gpus,
-                _gpus(left, lot_eighths),
+                *order.left(),
                 price,
                 role,
                 trade.trade_id,
@@ -327,7 +461,7 @@ class Tables:
                 self._currency,
                 gpus,
                 money_of(trade.notional_micros),
-                _SIDE[trade.taker],
+                "" if trade.taker is None else _SIDE[trade.taker],
                 trade.bid_order_id,
                 trade.ask_order_id,
                 trade.buyer,
@@ -337,6 +471,7 @@ class Tables:
                 money_of(trade.buyer_fee_micros),
                 money_of(trade.seller_fee_micros),
                 money_of(trade.bond_micros),
+                trade.position or "",
             )
         )
         site = self._sites[trade.site]
@@ -355,8 +490,31 @@ class Tables:
                 self._currency,
                 trade.buyer,
                 trade.seller,
+                trade.position or "",
             )
         )
+
+    def _phase(self, sequence: int, time_ns: int, event: PhaseChanged | ContractClosed) -> None:
+        phase = event.phase.value if isinstance(event, PhaseChanged) else "closed"
+        contract = _contract(event.class_code, event.delivery_hour)
+        self._rows["phases"]((sequence, _time(time_ns), contract, phase))
+
+    def _cleared(self, sequence: int, time_ns: int, event: CallCleared) -> None:
+        contract = _contract(event.class_code, event.delivery_hour)
+        for cell in event.prices:
+            prices = (cell.lowest_ticks, cell.highest_ticks, cell.price_ticks)
+            self._rows["calls"](
+                (
+                    sequence,
+                    _time(time_ns),
+                    contract,
+                    cell.zone,
+                    cell.carbon,
+                    cell.security,
+                    *(_price(ticks, self._tick_micros) for ticks in prices),
+                    self._currency,
+                )
+            )
 
     def _posted(self, sequence: int, time_ns: int, command: PostSettlement, event: SettlementPosted) -> None:
         self._rows["settlements"](
@@ -411,6 +569,14 @@ class Tables:
                 account, amount = command.account, money_of(command.amount_micros)
             case CertifySite():
                 account, subject = command.account, f"site {command.site}"
+            case DerateSite():
+                hours = f"{_hour(command.from_hour)} to {_hour(command.until_hour)}"
+                subject = f"site {command.site} to {command.capacity_lots} lots from {hours}"
+            case SuspendAccount() | ReinstateAccount():
+                account = command.account
+            case HaltContract() | ResumeContract():
+                if command.class_code in self._lot_eighths:
+                    subject = _contract(command.class_code, command.delivery_hour)
             case ReceiveReadings():
                 subject = f"batch {command.batch}"
             case StartSettlementRun():
@@ -433,6 +599,12 @@ class Tables:
                 authority.reason if authority else "",
             )
         )
+
+
+def _type(command: EnterOrder) -> str:
+    if command.hours > 1:
+        return "block" if command.side is Side.BUY else "run"
+    return "iceberg" if command.display_lots else command.order_type.value
 
 
 _price = lru_cache(maxsize=65536)(price_of)
