@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -72,6 +73,7 @@ from schemas.records import Record, entry_of
 from settlement.audit.export import ExportError, ExportReport, export
 from settlement.audit.manifest import MANIFEST, ListedFile, parse_manifest
 from settlement.audit.note import Checkpoint, parse, sign, verifier_key
+from settlement.audit.tables import COLUMNS, Tables
 from settlement.audit.tree import Tree
 from settlement.audit.verify import main
 from tests.market import FIRST_HOUR, START_NS, open_era
@@ -663,6 +665,21 @@ def test_a_call_is_told_with_its_phases_and_prices_and_nobody_takes_in_it(market
     assert {(row["price"], row["taker"]) for row in trades} == {(call["price"], "")}
     assert told(market, "called", "event", "passive_or_aggressive")[1:] == [("PARF", ""), ("FILL", "")]
     assert told(market, "too low", "event", "reason")[-1] == ("EXPI", "call_ended")
+
+
+@pytest.mark.parametrize("reason", EndReason)
+@pytest.mark.parametrize("force", TimeInForce)
+def test_every_end_and_every_validity_has_its_word(reason: EndReason, force: TimeInForce) -> None:
+    sinks = {name: StringIO() for name in COLUMNS}
+    tables = Tables(dict(sinks))
+    tables.add(1, START_NS, open_era(), [])
+    script = Script()
+    order = replace(quiet_bid(script, "any", 1, 2, 1000), time_in_force=force)
+    ended = OrderEnded(1, 4, 2, 0, reason)
+    tables.add(2, START_NS, order, [OrderAccepted(1, 0), ended])
+    entry, end = csv.DictReader(StringIO(sinks["orders"].getvalue()))
+    assert len(entry["validity"]) == 4
+    assert (end["event"] in ("CAME", "CAMO", "EXPI"), end["reason"]) == (True, reason)
 
 
 def test_trades_deliveries_and_settlements_are_those_of_the_log(market: Market) -> None:

@@ -6,7 +6,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from exchange.depth import Changes, Contract, Depth, Level, Supply
-from exchange.engine import Engine
 from schemas.commands import AnyCommand, CertifySite, ListStandingOffer, ReplaceOrder, Side, Tick
 from schemas.events import (
     AnyEvent,
@@ -25,20 +24,17 @@ from tests.market import BUYER, FIRST_HOUR, SELLER, ask, bid
 from tests.test_engine_properties import STEPS, VENUES, Flow, any_step
 
 
-def book_of(engine: Engine) -> dict[Contract, dict[Level, int]]:
-    """Add up the engine's own books."""
+def book_of(flow: Flow) -> dict[Contract, dict[Level, int]]:
+    """Add up what the engine's own orders show."""
     levels: dict[Contract, dict[Level, int]] = {}
-    for code, books in engine.books.items():
-        for hour, book in books.items():
-            for side, cells in book.sides.items():
-                for cell, orders in cells.items():
-                    for _, _, order in orders.orders():
-                        supply = Supply(*engine.eligibility.supply_terms(cell)) if side is Side.SELL else None
-                        terms = order.command.requirement or supply
-                        assert terms is not None
-                        level = Level(side, terms, order.command.price_ticks)
-                        contract = levels.setdefault((code, hour), {})
-                        contract[level] = contract.get(level, 0) + order.leaves_lots
+    for order in flow.engine.orders.values():
+        if order.hours > 1:
+            continue
+        need = flow.terms[order.order_id].requirement
+        cell = need or Supply(*flow.engine.market.eligibility.supply_terms(order.cell))
+        level = Level(Side.BUY if order.is_bid else Side.SELL, cell, order.price)
+        contract = levels.setdefault((order.book.class_code, order.hour), {})
+        contract[level] = contract.get(level, 0) + order.shown_lots
     return levels
 
 
@@ -68,13 +64,12 @@ class Watched:
 
     def do(self, step: object) -> None:
         take_in(self.client, self.depth.apply(self.flow.do(step)))  # type: ignore[arg-type]
-        book = book_of(self.flow.engine)
+        book = book_of(self.flow)
         assert self.depth.levels == book
         assert self.client == book
         assert {number: order.leaves_lot_hours for number, order in self.depth.orders.items()} == {
-            number: order.leaves_lots * (order.command.hours if order.is_block else 1)
-            for account in self.flow.engine.accounts.values()
-            for number, order in account.open_orders.items()
+            order.order_id: order.leaves_lots * (order.hours if order.is_block else 1)
+            for order in self.flow.engine.orders.values()
         }
 
 

@@ -11,10 +11,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from exchange.calls import price_of
+from exchange.clearing import clear
 from exchange.contract import HOUR_NS
 from exchange.engine import Engine
 from exchange.funds import VENUE, Purse, Transfer, transfers
-from schemas.commands import AnyCommand, PostSettlement, Side, StartSettlementRun
+from schemas.commands import (
+    AnyCommand,
+    EndCall,
+    EnterOrder,
+    HaltContract,
+    PostSettlement,
+    ProposeClearing,
+    ResumeContract,
+    Side,
+    StartSettlementRun,
+)
 from schemas.events import (
     AccountRegistered,
     AccountReinstated,
@@ -50,10 +62,13 @@ from schemas.events import (
     StandingOfferReplaced,
     Traded,
     Withdrawn,
+    trades_of,
 )
 from schemas.reasons import RejectReason
 from schemas.records import Decoded
-from tests.market import AUTHORITY, BUYER, EAST, SELLER, START_NS, ask, bid, started
+from schemas.venue import Fees, Venue
+from tests.market import AUTHORITY, BUYER, EAST, FIRST_HOUR, SELLER, START_NS, ask, bid, opening, started
+from tests.small_venue import SMALL_VENUE
 from tests.test_engine_properties import VENUES, Flow, any_step
 
 
@@ -211,16 +226,16 @@ def settle(flow: Flow, choose: random.Random) -> list[Decoded]:
     """Post every fill in a first run, correct some in later ones; return the records."""
     flow.now = (flow.now // HOUR_NS + 9) * HOUR_NS
     commands: list[AnyCommand] = []
-    fills = flow.engine.fills
-    before = dict.fromkeys(fills, (0, 0, 0, 0))
+    before = {trade.trade_id: (0, 0, 0, 0) for trade in flow.trades}
     for run in (1, 2, 3):
         posts: list[AnyCommand] = []
-        for number, fill in fills.items():
+        for trade in flow.trades:
             if run > 1 and choose.random() < 0.5:
                 continue
-            paid, penalty = choose.randint(0, fill.notional), choose.randint(0, fill.bond)
-            refund = fill.notional - paid if run == 3 else choose.randint(0, fill.notional - paid)
-            target = (paid, refund, penalty, fill.bond - penalty)
+            number, notional, bond = trade.trade_id, trade.notional_micros, trade.bond_micros
+            paid, penalty = choose.randint(0, notional), choose.randint(0, bond)
+            refund = notional - paid if run == 3 else choose.randint(0, notional - paid)
+            target = (paid, refund, penalty, bond - penalty)
             difference = [to - at for to, at in zip(target, before[number], strict=True)]
             before[number] = target
             posts.append(PostSettlement(run, number, "delivered", 0, *difference))
@@ -236,68 +251,125 @@ def settle(flow: Flow, choose: random.Random) -> list[Decoded]:
 
 @pytest.mark.parametrize("seed", range(9))
 def test_the_engines_balances_are_the_sum_of_the_transfers_at_every_record(seed: int) -> None:
-    flow, ledger, draw = Flow(VENUES[seed % 3]), Ledger(), random.Random(seed)
+    flow, ledger, draw = Flow(VENUES[seed % len(VENUES)]), Ledger(), random.Random(seed)
     for record in flow.records:
         ledger.take_in(record)
     assert ledger.agrees_with(flow.engine)
     for _ in range(300):
         ledger.take_in(flow.do(any_step(draw.choice)))
         assert ledger.agrees_with(flow.engine)
-    assert flow.engine.fills
+    assert flow.trades
     for record in settle(flow, draw):
         ledger.take_in(record)
     assert ledger.agrees_with(flow.engine)
     flow.engine.check()
 
 
-def trades_of(event: AnyEvent) -> tuple[Traded, ...]:
-    match event:
-        case Traded():
-            return (event,)
-        case BlockTraded():
-            return event.legs
-        case _:
-            return ()
+class Pledge:
+    """What one open quantity, of an order or a group, holds and has paid."""
+
+    def __init__(self) -> None:
+        self.open: set[int] = set()
+        self.reserved = self.fees = self.bonds = 0
+        self.fees_owed = self.bonds_owed = Fraction(0)
+
+
+class Pledges:
+    """What events say of reserves, fees and bonds, order by order; a group is one."""
+
+    def __init__(self, venue: Venue) -> None:
+        self.maker, self.taker = (
+            Fraction(ppm, 10**6) for ppm in (venue.fees.maker_ppm, venue.fees.taker_ppm)
+        )
+        self.bond = Fraction(venue.bond_permille, 1000)
+        self.of: dict[int, Pledge] = {}
+        self.lots: dict[int, int] = {}
+        self.price: dict[int, int] = {}
+        self.groups: dict[tuple[int, str], Pledge] = {}
+        self.fees = 0
+
+    def take_in(self, command: AnyCommand, event: AnyEvent) -> None:
+        match event:
+            case OrderAccepted():
+                assert isinstance(command, EnterOrder)
+                self.enter(event.order_id, command, event.reserved_micros)
+            case OrderListed():
+                self.enter(event.order_id, event.order, event.reserved_micros)
+            case OrderReplaced():
+                self.of[event.order_id].reserved += event.reserved_micros
+                self.price[event.order_id] = event.price_ticks
+                self.lots[event.order_id] = event.leaves_lots
+            case OrderReduced():
+                self.of[event.order_id].reserved -= event.released_micros
+                self.lots[event.order_id] = event.leaves_lots
+            case OrderEnded():
+                self.of[event.order_id].reserved -= event.released_micros
+                self.close(event.order_id)
+        for trade in trades_of(event):
+            self.trade(trade)
+        if isinstance(event, BlockTraded):
+            self.close(event.order_id)
+
+    def enter(self, order_id: int, command: EnterOrder, reserved_micros: int) -> None:
+        pledge = Pledge()
+        if command.exclusive_group is not None:
+            key = (command.account, command.exclusive_group)
+            if key in self.groups and self.groups[key].open:
+                pledge = self.groups[key]
+            self.groups[key] = pledge
+        pledge.open.add(order_id)
+        pledge.reserved += reserved_micros
+        self.of[order_id] = pledge
+        self.price[order_id] = command.price_ticks
+        is_run = command.side is Side.SELL and command.hours > 1
+        self.lots[order_id] = command.lots * (command.hours if is_run else 1)
+
+    def close(self, order_id: int) -> None:
+        pledge = self.of[order_id]
+        pledge.open.discard(order_id)
+        assert pledge.open or pledge.reserved == 0
+
+    def trade(self, trade: Traded) -> None:
+        assert min(trade.buyer_released_micros, trade.seller_released_micros) >= 0
+        buyer, seller = self.of[trade.bid_order_id], self.of[trade.ask_order_id]
+        buyer.reserved -= trade.notional_micros + trade.buyer_fee_micros + trade.buyer_released_micros
+        seller.reserved -= trade.bond_micros + trade.seller_fee_micros + trade.seller_released_micros
+        assert min(buyer.reserved, seller.reserved) >= 0
+        # In a call an ask puts up bond and fee as at its limit, and nobody takes.
+        worth = trade.notional_micros
+        if trade.taker is None:
+            worth = worth * self.price[trade.ask_order_id] // trade.price_ticks
+        for side, pledge, fee, of in (
+            (Side.BUY, buyer, trade.buyer_fee_micros, trade.notional_micros),
+            (Side.SELL, seller, trade.seller_fee_micros, worth),
+        ):
+            pledge.fees += fee
+            pledge.fees_owed += (self.taker if trade.taker is side else self.maker) * of
+            assert pledge.fees == floor(pledge.fees_owed)
+            self.fees += fee
+        seller.bonds += trade.bond_micros
+        seller.bonds_owed += self.bond * worth
+        assert seller.bonds == floor(seller.bonds_owed)
+        for order_id in (trade.ask_order_id,) if trade.block else (trade.bid_order_id, trade.ask_order_id):
+            self.lots[order_id] -= trade.lots
+            if self.lots[order_id] == 0:
+                self.close(order_id)
 
 
 @pytest.mark.parametrize("seed", range(9))
 def test_no_order_takes_more_than_it_reserved_and_fees_are_exact_in_sum(seed: int) -> None:
-    venue = VENUES[seed % 3]
-    rates = Fraction(venue.fees.maker_ppm, 10**6), Fraction(venue.fees.taker_ppm, 10**6)
-    bond_rate = Fraction(venue.bond_permille, 1000)
-    flow, draw = Flow(venue), random.Random(100 + seed)
+    venue = VENUES[seed % len(VENUES)]
+    flow, draw, pledges = Flow(venue), random.Random(100 + seed), Pledges(venue)
     for _ in range(300):
         flow.do(any_step(draw.choice))
-    reserved: dict[int, int] = {}
-    fees: Counter[int] = Counter()
-    bonds: Counter[int] = Counter()
-    owed: dict[tuple[str, int], Fraction] = {}
-    for event in (event for record in flow.records for event in record.events):
-        if isinstance(event, OrderAccepted):
-            reserved[event.order_id] = event.reserved_micros
-        if isinstance(event, OrderEnded):
-            reserved[event.order_id] -= event.released_micros
-            assert reserved[event.order_id] == 0
-        for fill in trades_of(event):
-            bought, sold = fill.bid_order_id, fill.ask_order_id
-            assert min(fill.buyer_released_micros, fill.seller_released_micros) >= 0
-            reserved[bought] -= fill.notional_micros + fill.buyer_fee_micros + fill.buyer_released_micros
-            reserved[sold] -= fill.bond_micros + fill.seller_fee_micros + fill.seller_released_micros
-            assert min(reserved[bought], reserved[sold]) >= 0
-            fees[bought] += fill.buyer_fee_micros
-            fees[sold] += fill.seller_fee_micros
-            bonds[sold] += fill.bond_micros
-            for side, order in ((Side.BUY, bought), (Side.SELL, sold)):
-                owed["fee", order] = (
-                    owed.get(("fee", order), Fraction(0)) + rates[fill.taker is side] * fill.notional_micros
-                )
-                assert fees[order] == floor(owed["fee", order])
-            owed["bond", sold] = owed.get(("bond", sold), Fraction(0)) + bond_rate * fill.notional_micros
-            assert bonds[sold] == floor(owed["bond", sold])
-    still_open = {n for account in flow.engine.accounts.values() for n in account.open_orders}
-    assert {number for number, left in reserved.items() if left} <= still_open
-    assert fees
-    assert flow.engine.balances().get((VENUE, Purse.FEES), 0) == sum(fees.values())
+    for record in flow.records:
+        for event in record.events:
+            pledges.take_in(record.command, event)
+    assert {number: pledges.of[number].reserved for number in flow.engine.orders} == {
+        number: order.pledge.reserved_micros for number, order in flow.engine.orders.items()
+    }
+    assert pledges.fees or venue.fees == Fees()
+    assert flow.engine.balances().get((VENUE, Purse.FEES), 0) == pledges.fees
 
 
 def test_a_better_price_is_released_at_once() -> None:
@@ -328,3 +400,37 @@ def test_an_ask_that_takes_reserves_for_the_price_it_gets() -> None:
         0,
     )
     assert engine.balances()[SELLER, Purse.RESERVED] == 120_000 + 1_200
+
+
+def test_in_a_call_nobody_takes_and_an_ask_puts_up_no_more_than_at_its_limit() -> None:
+    engine, pledges, ledger = Engine(), Pledges(SMALL_VENUE), Ledger()
+    now = START_NS
+
+    def do(command: AnyCommand) -> list[AnyEvent]:
+        events = engine.apply(now, command)
+        assert not isinstance(events[0], Rejected), events
+        ledger.take_in(Decoded(1, now, command, tuple(events)))
+        for event in events:
+            pledges.take_in(command, event)
+        assert ledger.agrees_with(engine)
+        return events
+
+    for command in opening():
+        do(command)
+    contract = ("H100-SXM", FIRST_HOUR)
+    do(HaltContract(*contract, authority=AUTHORITY))
+    do(ResumeContract(*contract, authority=AUTHORITY))
+    do(ask(1, EAST, 2, 60))
+    do(bid(2, 3, 100))
+    now += 61 * 10**9
+    do(EndCall(*contract))
+    fills, cells = clear(engine.call_book(*contract))
+    prices = tuple(price_of(engine.market, cell) for cell in cells)
+    cleared, trade, *_ = do(ProposeClearing(*contract, fills, prices))
+    assert isinstance(trade, Traded)
+    # Two of three lots are sold: the third bids up to its limit.
+    assert (trade.taker, trade.lots, trade.price_ticks) == (None, 2, 100)
+    assert (trade.notional_micros, trade.buyer_fee_micros) == (2_000_000, 1_000)
+    assert (trade.bond_micros, trade.seller_fee_micros) == (120_000, 600)
+    assert isinstance(cleared, CallCleared)
+    assert pledges.of[2].reserved == 1_000_000 + 1_000

@@ -67,6 +67,7 @@ from settlement.database import MIGRATIONS, assume_writer, connect, migrate
 from settlement.postgres import DatabaseError, Postgres
 from settlement.writer import (
     COLUMNS,
+    LOST,
     Progress,
     durable_end,
     engine_equals_ledger,
@@ -854,7 +855,7 @@ async def hold_transfers(database: dict[str, Any]) -> AsyncIterator[None]:
         await conn.execute("BEGIN; LOCK TABLE cux.transfers IN SHARE MODE")
         yield
     finally:
-        with suppress(*(asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
+        with suppress(*LOST):
             await conn.execute("ROLLBACK")
         conn.terminate()
 
