@@ -9,13 +9,25 @@ import sys
 from collections import deque
 from pathlib import Path
 
+from exchange.calls import price_of
+from exchange.clearer import Clearer, terms_of
 from exchange.clock import SimulatedClock, WallClock
+from exchange.contract import symbol
 from exchange.folder import DataFolder, FolderError
 from exchange.link import CoreLostError, read_frame
 from exchange.log import FileLog, LogError
 from exchange.process import end_with_supervisor
 from exchange.sequencer import Sequencer
-from schemas.commands import AnyCommand, OpenEra, Tick
+from schemas.commands import (
+    AnyCommand,
+    EndCall,
+    ListStandingOffer,
+    OpenEra,
+    ProposeClearing,
+    RetryBlock,
+    Tick,
+)
+from schemas.events import Phase
 from schemas.link import (
     AskClock,
     Busy,
@@ -34,8 +46,13 @@ from schemas.records import Record
 QUEUE_MAX = 10_000
 BATCH_MAX = 1_000
 WAIT_MAX_SECONDS = 1.0
+CLEAR_AGAIN_SECONDS = 1.0
+"""After so long a contract that still waits for its clearing is cleared anew: its orders may have changed."""
 BACKLOG_MAX_BYTES = 256 * 1024 * 1024
 """A reader of records that is this far behind is cut off; it finds what it missed in the log."""
+
+OWN_COMMANDS = (OpenEra, Tick, RetryBlock, ListStandingOffer, EndCall, ProposeClearing)
+"""What the core alone submits."""
 
 
 class _Client:
@@ -88,8 +105,12 @@ class Core:
         self._released = self.log.last_sequence
         self._stopping = False
         self._clients: set[_Client] = set()
-        self._queue: deque[tuple[_Client, int, AnyCommand]] = deque()
+        # Without a client: the core's own proposals.
+        self._queue: deque[tuple[_Client | None, int, AnyCommand]] = deque()
         self._wake = asyncio.Event()
+        self._clearer = Clearer()
+        self._clearer_is_free = asyncio.Lock()
+        self._clearings: dict[tuple[str, int], asyncio.Task[None]] = {}
 
     async def serve(self, socket: Path) -> None:
         """Listen until `stop`.
@@ -102,6 +123,9 @@ class Core:
             await self._sequence()
         finally:
             server.close()
+            for task in self._clearings.values():
+                task.cancel()
+            await self._clearer.stop()
             for client in self._clients:
                 client.writer.close()
         self.log.close()
@@ -119,7 +143,10 @@ class Core:
 
     async def _work(self) -> None:
         """Return when a command waits or something is due."""
-        while not self._queue and not self._stopping:
+        while True:
+            self._start_clearings()
+            if self._queue or self._stopping:
+                return
             self._wake.clear()
             delay = self._seconds_to_due()
             if delay is not None and delay <= 0:
@@ -137,18 +164,50 @@ class Core:
             return None if due is None or due > self.clock.now_ns() else 0
         return (due - self.clock.now_ns()) / self.clock.speed / 1e9
 
-    async def _commit(self, batch: list[tuple[_Client, int, AnyCommand]]) -> None:
-        records = self.sequencer.take([command for _, _, command in batch])
+    def _start_clearings(self) -> None:
+        """Have every contract that waits for its clearing cleared; nothing else waits meanwhile."""
+        for contract, task in list(self._clearings.items()):
+            if task.done():
+                del self._clearings[contract]
+                # What it cannot answer for ends the process.
+                task.result()
+        for class_code, hour, _, is_clearing in self.sequencer.engine.calls():
+            if is_clearing and (class_code, hour) not in self._clearings:
+                task = asyncio.create_task(self._clear(class_code, hour))
+                task.add_done_callback(lambda _: self._wake.set())
+                self._clearings[class_code, hour] = task
+
+    async def _clear(self, class_code: str, hour: int) -> None:
+        """Propose a contract's clearing, and return when it is time to see whether it was taken."""
+        engine = self.sequencer.engine
+        # Read when the helper is free: the later, the less may have changed when the proposal is tried.
+        async with self._clearer_is_free:
+            if engine.phase(class_code, hour) is not Phase.CLEARING:
+                return
+            book = engine.call_book(class_code, hour)
+            try:
+                clearing = await self._clearer.clear(terms_of(book, engine.market.eligibility.served_by))
+            except OSError as error:
+                sys.stderr.write(f"core: {symbol(class_code, hour)} is cleared later: {error}\n")
+            else:
+                prices = tuple(price_of(engine.market, cell) for cell in clearing.cells())
+                proposal = ProposeClearing(class_code, hour, clearing.fills, prices)
+                self._queue.append((None, 0, proposal))
+                self._wake.set()
+        await asyncio.sleep(CLEAR_AGAIN_SECONDS)
+
+    async def _commit(self, batch: list[tuple[_Client | None, int, AnyCommand]]) -> None:
+        records, answers = self.sequencer.take([command for _, _, command in batch])
         if not records:
             return
         await asyncio.get_running_loop().run_in_executor(None, self.log.append, records)
         # Durable: only now may anyone hear of it.
         self._released = records[-1].sequence
-        first = len(records) - len(batch)
-        owners: list[tuple[_Client | None, int]] = [(None, 0)] * first
-        owners += [(client, correlation) for client, correlation, _ in batch]
         for client in list(self._clients):
-            mine = [correlation if owner is client else 0 for owner, correlation in owners]
+            mine = [0] * len(records)
+            for place, (owner, correlation, _) in zip(answers, batch, strict=True):
+                if owner is client:
+                    mine[place] = correlation
             self._release(client, records, mine)
 
     def _release(self, client: _Client, records: list[Record], correlations: list[int]) -> None:
@@ -179,8 +238,8 @@ class Core:
 
     async def _received(self, client: _Client, frame: Frame) -> None:
         match frame:
-            case Submit(correlation, OpenEra() | Tick()):
-                client.send(Done(correlation, "an era and a tick are made by the core alone"))
+            case Submit(correlation, command) if isinstance(command, OWN_COMMANDS):
+                client.send(Done(correlation, f"{command.__struct_config__.tag} is given by the core alone"))
             case Submit(correlation, command):
                 if len(self._queue) >= QUEUE_MAX:
                     client.send(Busy(correlation))

@@ -1,31 +1,54 @@
 """The sequencer: numbers a command, stamps it, applies it. Nothing is told before the log has it."""
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 import msgspec
 
-from exchange.clock import Clock
+from exchange.clock import SECOND_NS, Clock
 from exchange.engine import EMPTY_STATE, ENGINE_DIGEST, Engine
 from exchange.folder import Settings
 from exchange.log import Log, LogError
 from schemas import RULES_VERSION
 from schemas.codec import CODEC_DIGEST, encode
-from schemas.commands import AnyCommand, OpenEra, Tick
+from schemas.commands import AnyCommand, EndCall, OpenEra, Tick
 from schemas.records import SALT_BYTES, Record, decoded
+
+CHORES_MAX = 100
+"""How many of the engine's chores one batch does; the next does what is left, members' commands between."""
+
+
+class Taken(NamedTuple):
+    """A batch of records; `answers` are the places in it of the commands' own, in their order."""
+
+    records: list[Record]
+    answers: list[int]
 
 
 class Sequencer:
-    """Owns the engine; its records are the log's next."""
+    """Owns the engine; its records are the log's next.
+
+    What the engine cannot draw is drawn here: salts by `draw_salt(bytes)`, ends of calls by
+    `draw_below(bound)`, an integer from 0 to below the bound.
+    """
 
     def __init__(
-        self, log: Log, clock: Clock, draw_salt: Callable[[int], bytes] = secrets.token_bytes
+        self,
+        log: Log,
+        clock: Clock,
+        draw_salt: Callable[[int], bytes] = secrets.token_bytes,
+        draw_below: Callable[[int], int] = secrets.randbelow,
     ) -> None:
         self.engine = Engine()
         self.era: OpenEra | None = None
         self._next = 1
         self._clock = clock
         self._draw_salt = draw_salt
+        self._draw_below = draw_below
+        # When each call is to end, by class, hour and start.
+        self._call_ends: dict[tuple[str, int, int], int] = {}
+        self._chores_left = 0
         for record in log.read(1):
             self._reapply(record)
 
@@ -64,31 +87,80 @@ class Sequencer:
             state_after=state,
             clock_speed=settings.clock_speed,
         )
-        return self._apply(max(self._clock.now_ns(), self.engine.time_ns), [self.era])
+        return [self._apply(self._now_ns(), self.era)]
 
     def next_due_ns(self) -> int | None:
-        """Return when the engine has work without a command."""
-        return self.engine.next_due_ns()
-
-    def take(self, commands: Sequence[AnyCommand]) -> list[Record]:
-        """Return the records of the commands, and before them one of a tick if something is due."""
-        time_ns = max(self._clock.now_ns(), self.engine.time_ns)
+        """Return when there is work without a command, None if there is none."""
+        if self.engine.chores(1):
+            return self.engine.time_ns
+        self._draw_call_ends()
         due = self.engine.next_due_ns()
-        # A tick of its own keeps the rule that a record's first event answers its command.
-        tick: list[AnyCommand] = [Tick()] if due is not None and due <= time_ns else []
-        return self._apply(time_ns, [*tick, *commands])
+        return min([*self._call_ends.values(), *([] if due is None else [due])], default=None)
 
-    def _apply(self, time_ns: int, commands: Sequence[AnyCommand]) -> list[Record]:
-        records = []
+    def take(self, commands: Sequence[AnyCommand]) -> Taken:
+        """Return the records of the commands, and before them those of what is due.
+
+        The engine's chores follow the record that caused them, up to `CHORES_MAX` in all; those that the
+        last batch left come first.
+        """
+        time_ns = self._now_ns()
+        self._chores_left = CHORES_MAX
+        records: list[Record] = []
+        due = self.engine.next_due_ns()
+        if due is not None and due <= time_ns:
+            # A tick of its own keeps the rule that a record's first event answers its command.
+            records.append(self._apply(time_ns, Tick()))
+        self._do_chores(time_ns, records)
+        self._draw_call_ends()
+        ended = [EndCall(code, hour) for (code, hour, _), end in self._call_ends.items() if end <= time_ns]
+        self._do(time_ns, ended, records)
+        answers = self._do(time_ns, commands, records)
+        return Taken(records, answers)
+
+    def _do(self, time_ns: int, commands: Iterable[AnyCommand], records: list[Record]) -> list[int]:
+        """Add the commands' records and their chores', and return the places of the former."""
+        places = []
         for command in commands:
-            events = self.engine.apply(time_ns, command)
-            record = Record(
-                self._next,
-                time_ns,
-                self._draw_salt(SALT_BYTES),
-                msgspec.Raw(encode(command)),
-                tuple(msgspec.Raw(encode(event)) for event in events),
-            )
-            self._next += 1
-            records.append(record)
-        return records
+            places.append(len(records))
+            records.append(self._apply(time_ns, command))
+            self._do_chores(time_ns, records)
+        return places
+
+    def _do_chores(self, time_ns: int, records: list[Record]) -> None:
+        # One at a time: what is done may make the next one needless.
+        while self._chores_left and (chores := self.engine.chores(1)):
+            self._chores_left -= 1
+            records.append(self._apply(time_ns, chores[0]))
+
+    def _draw_call_ends(self) -> None:
+        """Draw for each call that has none the moment at which it ends, within what is left of its window."""
+        calls = self.engine.calls()
+        if not calls and not self._call_ends:
+            return
+        known, self._call_ends = self._call_ends, {}
+        for code, hour, since_ns, is_clearing in calls:
+            if not is_clearing:
+                call = (code, hour, since_ns)
+                self._call_ends[call] = known[call] if call in known else self._drawn_end_ns(since_ns)
+
+    def _drawn_end_ns(self, since_ns: int) -> int:
+        assert self.engine.venue is not None
+        rules = self.engine.venue.calls
+        earliest_ns = max(since_ns + rules.min_seconds * SECOND_NS, self._now_ns())
+        latest_ns = since_ns + rules.max_seconds * SECOND_NS
+        return earliest_ns + self._draw_below(max(latest_ns - earliest_ns, 0) + 1)
+
+    def _now_ns(self) -> int:
+        return max(self._clock.now_ns(), self.engine.time_ns)
+
+    def _apply(self, time_ns: int, command: AnyCommand) -> Record:
+        events = self.engine.apply(time_ns, command)
+        record = Record(
+            self._next,
+            time_ns,
+            self._draw_salt(SALT_BYTES),
+            msgspec.Raw(encode(command)),
+            tuple(msgspec.Raw(encode(event)) for event in events),
+        )
+        self._next += 1
+        return record

@@ -1,0 +1,131 @@
+"""The helper that clears calls, a process of its own: the solver is pure Python and would stall the core."""
+
+import asyncio
+import contextlib
+import signal
+import sys
+from collections.abc import Callable
+
+import msgspec
+from msgspec import Struct
+
+from exchange.auction import CallBook, CallOrder, CellClearing
+from exchange.clearing import clear
+from schemas.commands import CallFill
+from schemas.link import LENGTH
+
+_Order = tuple[int, int, int, int, int]
+
+
+class CallTerms(Struct, frozen=True, array_like=True):
+    """What takes part in a call. An order is its id, price within the collar, lots, cell and priority.
+
+    `served_by` gives for a demand cell a table over supply cells: 1 where the cell may serve it.
+    """
+
+    asks: list[_Order]
+    bids: list[_Order]
+    served_by: dict[int, bytes]
+
+
+class Clearing(Struct, frozen=True, array_like=True):
+    """The right clearing. A price is a supply cell, its lowest, its highest and its clearing price."""
+
+    fills: tuple[CallFill, ...]
+    prices: tuple[tuple[int, int, int, int], ...]
+
+    def cells(self) -> list[CellClearing]:
+        """Return the prices as the engine has them."""
+        return [CellClearing(*price) for price in self.prices]
+
+
+class ClearerLostError(ConnectionError):
+    """The helper ended before it answered."""
+
+
+_encoder = msgspec.msgpack.Encoder()
+_terms_decoder = msgspec.msgpack.Decoder(CallTerms)
+_clearing_decoder = msgspec.msgpack.Decoder(Clearing)
+
+
+def terms_of(book: CallBook, served_by: Callable[[int], bytes]) -> CallTerms:
+    """Return what takes part in a call, in a form that another process can read."""
+    asks: list[_Order] = []
+    bids: list[_Order] = []
+    for order, ticks, is_bid in zip(book.orders, book.ticks, book.is_bid, strict=True):
+        side = bids if is_bid else asks
+        side.append((order.order_id, ticks, order.lots, order.cell, order.priority))
+    return CallTerms(asks, bids, {cell: served_by(cell) for cell in book.demand_cells})
+
+
+def solve(terms: CallTerms) -> Clearing:
+    """Return the one right clearing."""
+    asks = [CallOrder(*order) for order in terms.asks]
+    bids = [CallOrder(*order) for order in terms.bids]
+    ticks = [order.price_ticks for order in asks + bids]
+    # The prices are within the collar already.
+    low, high = min(ticks, default=1), max(ticks, default=1)
+    fills, prices = clear(CallBook(asks, bids, terms.served_by.__getitem__, low, high))
+    return Clearing(
+        fills,
+        tuple((price.cell, price.lowest_ticks, price.highest_ticks, price.price_ticks) for price in prices),
+    )
+
+
+class Clearer:
+    """The helper's process, started when a call first needs it. It ends when its input does."""
+
+    def __init__(self) -> None:
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def clear(self, terms: CallTerms) -> Clearing:
+        """Return the one right clearing; ask for one at a time.
+
+        Raises:
+            OSError: the helper cannot be started, or was lost; the next call starts another.
+        """
+        process = self._process
+        if process is None:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "exchange.clearer",
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+            )
+            self._process = process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        data = _encoder.encode(terms)
+        try:
+            process.stdin.write(LENGTH.pack(len(data)) + data)
+            await process.stdin.drain()
+            (length,) = LENGTH.unpack(await process.stdout.readexactly(LENGTH.size))
+            return _clearing_decoder.decode(await process.stdout.readexactly(length))
+        except (ConnectionError, asyncio.IncompleteReadError) as error:
+            await self.stop()
+            raise ClearerLostError("the helper that clears calls ended before it answered") from error
+
+    async def stop(self) -> None:
+        """End the helper, whatever it is doing."""
+        process, self._process = self._process, None
+        if process is not None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+
+
+def main() -> None:
+    """Clear one call after the other, from standard input to standard output."""
+    # An interrupt at the terminal is for the core, which ends this process with its input.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    read, write = sys.stdin.buffer, sys.stdout.buffer
+    while head := read.read(LENGTH.size):
+        (length,) = LENGTH.unpack(head)
+        data = _encoder.encode(solve(_terms_decoder.decode(read.read(length))))
+        write.write(LENGTH.pack(len(data)) + data)
+        write.flush()
+
+
+if __name__ == "__main__":
+    main()
