@@ -294,9 +294,11 @@ class Market:
         self.engine = started(self.venue)
         self.time_ns = START_NS
         self.entered = 0
+        self.acts = 0
         self.ids: dict[int, int] = {}
         self.names: dict[int, int] = {}
         self.orders: dict[int, EnterOrder] = {}
+        self.offer_owners: dict[int, int] = {}
 
     def play(self, steps: str) -> list[str]:
         """Do the steps and return what the last one reports."""
@@ -382,14 +384,14 @@ class Market:
                 return self._offer(bid(0, int(gpus), 1), prices, options, Side.BUY)
             case ["replace", "offer", number, "to", gpus, "@", prices]:
                 return ReplaceStandingOffer(
-                    account=self._owner_of_offer(int(number)),
+                    account=self.offer_owners[int(number)],
                     offer_id=int(number),
                     valid_until_ns=self.time_ns + 600 * SECOND_NS,
                     lots=int(gpus),
                     price_curve=_curve(prices),
                 )
             case ["cancel", "offer", number]:
-                return CancelStandingOffer(self._owner_of_offer(int(number)), int(number))
+                return CancelStandingOffer(self.offer_owners[int(number)], int(number))
             case ["replace", number, "to", gpus, "@", price]:
                 return ReplaceOrder(
                     account=self.orders[int(number)].account,
@@ -414,7 +416,8 @@ class Market:
 
     def _operator_command(self, words: list[str]) -> AnyCommand:
         # Every act is another one: what was signed once is done once.
-        authority = replace(AUTHORITY, signed_ns=START_NS + self.engine.market.last_priority + self.time_ns)
+        self.acts += 1
+        authority = replace(AUTHORITY, signed_ns=START_NS + self.acts)
         match words:
             case ["halt", *where]:
                 return HaltContract(CLASS, _hour(where), authority=authority)
@@ -442,7 +445,7 @@ class Market:
         like = replace(like, **_options(options[:at] + options[at + 2 :], side, self.time_ns))
         return EnterStandingOffer(
             account=like.account,
-            name=f"f{self.engine.market.last_offer_id + 1}",
+            name=f"f{len(self.offer_owners) + 1}",
             valid_until_ns=self.time_ns + 600 * SECOND_NS,
             side=side,
             class_code=like.class_code,
@@ -456,9 +459,6 @@ class Market:
             carbon=like.carbon,
             min_hours=like.min_hours,
         )
-
-    def _owner_of_offer(self, number: int) -> int:
-        return self.engine.market.listings[number].account.account
 
     def _clearing(self, hour: int) -> ProposeClearing:
         fills, prices = clear(self.engine.call_book(CLASS, hour))
@@ -526,6 +526,7 @@ class Market:
                 )
                 return f"cleared {event.lots}{prices}"
             case StandingOfferEntered():
+                self.offer_owners[event.offer_id] = event.account
                 return f"offer {event.offer_id} entered"
             case StandingOfferReplaced():
                 return f"offer {event.offer_id} replaced"
