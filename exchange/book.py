@@ -362,6 +362,8 @@ class Site:
         "listed",
         "number",
         "recent",
+        "recent_carbon",
+        "recent_cell",
         "recent_hour",
         "runs",
         "until_hour",
@@ -381,6 +383,8 @@ class Site:
         self.hours: dict[int, SiteHour] = {}
         self.recent_hour = 0
         self.recent: SiteHour | None = None
+        self.recent_carbon = ""
+        self.recent_cell = 0
         self.runs: dict[int, Order] = {}
 
     def at(self, hour: int) -> SiteHour | None:

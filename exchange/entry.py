@@ -58,14 +58,17 @@ def enter(market: Market, command: EnterOrder, listing: Listing | None = None) -
                     known.leaves_lots,
                 )
             ]
-        market.check_validity(command.valid_until_ns)
-    is_bid, hours = command.is_bid, command.hours
+        valid_until_ns = command.valid_until_ns
+        if not market.time_ns <= valid_until_ns <= market.time_ns + market.valid_until_max_ns:
+            market.check_validity(valid_until_ns)
+    is_bid, hours, lots, price = command.is_bid, command.hours, command.lots, command.price_ticks
     if command.is_market:
-        if command.price_ticks or command.time_in_force not in (IOC, FOK) or hours != 1:
+        if price or command.time_in_force not in (IOC, FOK) or hours != 1:
             refuse(RejectReason.ORDER_TYPE_MISMATCH, "order_type", "market: one hour, ioc or fok, no price")
-    else:
-        market.check_price(command.price_ticks)
-    market.check_lots(command.lots)
+    elif not 0 < price <= market.price_max:
+        market.check_price(price)
+    if not 0 < lots <= market.order_max_lots:
+        market.check_lots(lots)
     if not 0 < hours <= market.block_max_hours:
         refuse(RejectReason.HOURS_OUT_OF_RANGE, "hours", f"1 to {market.block_max_hours}")
     time_in_force = command.time_in_force
@@ -75,7 +78,7 @@ def enter(market: Market, command: EnterOrder, listing: Listing | None = None) -
         _check_shape(market, command)
     listed = market.listed_class(command.class_code)
     tick_lot = listed.tick_lot_micros
-    if command.price_ticks * command.lots * hours * tick_lot > MAX_NOTIONAL:
+    if price * lots * hours * tick_lot > MAX_NOTIONAL:
         refuse(RejectReason.NOTIONAL_OUT_OF_RANGE, "price_ticks", f"a notional to {MAX_NOTIONAL}")
     site: Site | None = None
     position: Fill | None = None
@@ -111,7 +114,13 @@ def enter(market: Market, command: EnterOrder, listing: Listing | None = None) -
         order.served_by = command.requirement.served_by
     order.site = site
     order.position = position
-    _check_collar(market, book, order)
+    if order.is_market:
+        _price_market_order(market, book, order)
+    elif market.collar_permille:
+        if book.collar_stale:
+            market.set_collar(book)
+        if not book.collar_low <= price <= book.collar_high:
+            market.check_collar(book, price)
     if account.cash < 0 or account.is_suspended:
         market.check_status(account)
     if market.free_orders_per_hour:
@@ -129,7 +138,7 @@ def enter(market: Market, command: EnterOrder, listing: Listing | None = None) -
         if hours > 1:
             return _accept_run(market, order, site, listing)
         order.site_hour = site.at(hour)
-        check_room(site.capacity, order.site_hour, position, command.lots)
+        check_room(site.capacity, order.site_hour, position, lots)
     return _accept_hourly(market, order, group, listing, phase)
 
 
@@ -228,7 +237,7 @@ def supply_site(
     """Return the site an ask names, or refuse; it is the account's own unless a position is resold."""
     if need is not None or not number or carbon is None:
         refuse(RejectReason.SIDE_FIELDS_MISMATCH, "site", "an ask names a site and its carbon grade")
-    site = market.sites.get(number)
+    site = market.site(number)
     if site is None:
         refuse(RejectReason.UNKNOWN_SITE, "site", "a certified site")
     if position == 0 and site.account != account.account:
@@ -262,13 +271,19 @@ def supply_cell(market: Market, site: Site, carbon: str | None, position: Fill |
     """Return the cell of an ask, or refuse a grade that was not certified or not bought."""
     table = market.eligibility
     assert carbon is not None
+    if position is None and carbon == site.recent_carbon:
+        return site.recent_cell
     rank = table.carbon.get(carbon, -1)
     if rank < 0:
         refuse(RejectReason.UNKNOWN_GRADE, "carbon", ", ".join(table.carbon))
     best = site.carbon if position is None else position.carbon
     if rank < best:
         refuse(RejectReason.GRADE_NOT_CERTIFIED, "carbon", f"{list(table.carbon)[best]} or worse")
-    return site.cell + (rank - site.carbon) * table.tiers
+    cell = site.cell + (rank - site.carbon) * table.tiers
+    if position is None:
+        site.recent_carbon = carbon
+        site.recent_cell = cell
+    return cell
 
 
 def check_phases(market: Market, listed: Class, first: int, hours: int, time_in_force: int) -> None:
@@ -279,17 +294,15 @@ def check_phases(market: Market, listed: Class, first: int, hours: int, time_in_
             refuse(RejectReason.WRONG_PHASE, "delivery_hour", f"hour {hour} is {PHASE_NAMES[phase]}: not now")
 
 
-def _check_collar(market: Market, book: Book, order: Order) -> None:
-    if order.is_market:
-        if book.collar_stale:
-            market.set_collar(book)
-        if book.collar_high == 0:
-            refuse(RejectReason.NO_REFERENCE_PRICE, "order_type", "limit: the contract has no collar")
-        order.price = book.collar_high if order.is_bid else book.collar_low
-        if order.price * order.lots * order.tick_lot_micros > MAX_NOTIONAL:
-            refuse(RejectReason.NOTIONAL_OUT_OF_RANGE, "lots", f"a notional to {MAX_NOTIONAL}")
-    elif market.collar_permille:
-        market.check_collar(book, order.price)
+def _price_market_order(market: Market, book: Book, order: Order) -> None:
+    """Give a market order the price of the collar's bound, or refuse it."""
+    if book.collar_stale:
+        market.set_collar(book)
+    if book.collar_high == 0:
+        refuse(RejectReason.NO_REFERENCE_PRICE, "order_type", "limit: the contract has no collar")
+    order.price = book.collar_high if order.is_bid else book.collar_low
+    if order.price * order.lots * order.tick_lot_micros > MAX_NOTIONAL:
+        refuse(RejectReason.NOTIONAL_OUT_OF_RANGE, "lots", f"a notional to {MAX_NOTIONAL}")
 
 
 def _group(account: Account, order: Order, name: str) -> Group:
@@ -384,7 +397,8 @@ def _accept_hourly(
     if phase == CONTINUOUS:
         order.passes_own = order.post_only or order.time_in_force == FOK or order.min_lots > 0
         plan = plan_of(market, order)
-        improve_worth(order, group, plan)
+        if plan is not None:
+            improve_worth(order, group, plan)
     try:
         events: Events = [_accept(market, order, group, listing)]
     except Exception:

@@ -19,7 +19,7 @@ from exchange.book import (
 )
 from exchange.contract import HOUR_NS
 from exchange.eligibility import Eligibility
-from exchange.order import Account, Fill, Order, Terms
+from exchange.order import Account, Fill, Order, Pledge, Terms
 from schemas.events import EndReason, Event, Phase, PhaseChanged, Rejected
 from schemas.reasons import RejectReason
 from schemas.venue import CallRules, Limits, Venue
@@ -34,6 +34,7 @@ MAX_NOTIONAL: Final = 2**61 - 1
 MAX_LOTS: Final = 2**31
 NO_HOUR: Final = -(2**40)
 NEVER_NS: Final = 2**62 - 1
+NEAR: Final = 65_536
 VENUE: Final = 0
 """The venue's own account: the other side of the bank, and the fees."""
 
@@ -73,6 +74,10 @@ class Market:
         self.classes: dict[str, Class] = {}
         self.class_list: list[Class] = []
         self.sites: dict[int, Site] = {}
+        # Those of low numbers once more: a place in a list is found without making a number.
+        self.near_accounts: list[Account | None] = []
+        self.near_sites: list[Site | None] = []
+        self.recent_class: Class | None = None
         self.orders = Orders()
         # By trade id, which ascends from 1 without a gap.
         self.fills: list[Fill] = []
@@ -91,7 +96,7 @@ class Market:
         self.forget: dict[int, list[Order]] = {}
         self.forget_seconds: list[int] = []
         self.next_forget_ns = NEVER_NS
-        self.recent_second = 0
+        self.recent_from_ns = self.recent_until_ns = 0
         self.recent_bucket: list[Order] = []
 
     def take_over(self, venue: Venue) -> None:
@@ -122,6 +127,7 @@ class Market:
                 self.classes[listed.code] = known
             known.index = index
             known.update(listed, venue.currency.tick_micros)
+        self.recent_class = None
         self.class_list = [self.classes[listed.code] for listed in venue.classes]
         self.turns_ns = 0
 
@@ -145,20 +151,22 @@ class Market:
                     del known[order.client_order_id]
         seconds = self.forget_seconds
         self.next_forget_ns = seconds[0] * SECOND_NS if seconds else NEVER_NS
-        self.recent_second = 0
+        self.recent_from_ns = self.recent_until_ns = 0
 
     def remember(self, order: Order) -> None:
         """Keep the client's id of an order until its validity has ended."""
         order.account.client_orders[order.client_order_id] = order
-        second = order.valid_until_ns // SECOND_NS + 1
-        if second != self.recent_second:
+        valid_until_ns = order.valid_until_ns
+        if not self.recent_from_ns <= valid_until_ns < self.recent_until_ns:
+            second = valid_until_ns // SECOND_NS + 1
             bucket = self.forget.get(second)
             if bucket is None:
                 bucket = []
                 self.forget[second] = bucket
                 heappush(self.forget_seconds, second)
                 self.next_forget_ns = self.forget_seconds[0] * SECOND_NS
-            self.recent_second = second
+            self.recent_until_ns = second * SECOND_NS
+            self.recent_from_ns = self.recent_until_ns - SECOND_NS
             self.recent_bucket = bucket
         self.recent_bucket.append(order)
 
@@ -176,9 +184,13 @@ class Market:
 
     def listed_class(self, code: str) -> Class:
         """Return the class, or refuse."""
+        recent = self.recent_class
+        if recent is not None and recent.code == code:
+            return recent
         listed = self.classes.get(code)
         if listed is None:
             refuse(RejectReason.UNKNOWN_CLASS, "class_code", "a class of the venue")
+        self.recent_class = listed
         return listed
 
     def check_tradable(self, first: int, last: int, field: str) -> None:
@@ -280,10 +292,34 @@ class Market:
 
     def account(self, number: int) -> Account:
         """Return a participant's account, or refuse."""
-        account = self.accounts.get(number)
+        near = self.near_accounts
+        account = near[number] if 0 < number < len(near) else self.accounts.get(number)
         if account is None or number == VENUE:
             refuse(RejectReason.UNKNOWN_ACCOUNT, "account", "a registered account")
         return account
+
+    def site(self, number: int) -> Site | None:
+        """Return a site, None if there is none of this number."""
+        near = self.near_sites
+        return near[number] if 0 < number < len(near) else self.sites.get(number)
+
+    def add_account(self, account: Account) -> None:
+        """Take in an account."""
+        number = account.account
+        self.accounts[number] = account
+        if 0 < number < NEAR:
+            while len(self.near_accounts) <= number:
+                self.near_accounts.append(None)
+            self.near_accounts[number] = account
+
+    def add_site(self, site: Site) -> None:
+        """Take in a site."""
+        number = site.number
+        self.sites[number] = site
+        if 0 < number < NEAR:
+            while len(self.near_sites) <= number:
+                self.near_sites.append(None)
+            self.near_sites[number] = site
 
     def check_status(self, account: Account) -> None:
         """Refuse an account that may only reduce and cancel."""
@@ -297,7 +333,7 @@ class Market:
             return
         # Looked at, not counted anew: the order may still be refused.
         same = account.rate_hour == self.hour
-        most = free + self.limits.orders_per_trade * (account.trades_in_hour if same else 0)
+        most = free + self.orders_per_trade * (account.trades_in_hour if same else 0)
         if (account.orders_in_hour if same else 0) >= most:
             refuse(RejectReason.ORDER_TO_TRADE_EXCEEDED, "account", f"{most} orders in this hour")
 
@@ -350,8 +386,13 @@ class Market:
 
     def fund(self, order: Order) -> int:
         """Reserve what the order's pledge needs now and return the change, or refuse and change nothing."""
-        pledge, account = order.pledge, order.account
-        needed = order.required_micros(self.terms)
+        account = order.account
+        if order.exclusive is None:
+            pledge: Pledge = order
+            needed = order.required(order.worth_micros, order.is_bid, self.terms)
+        else:
+            pledge = order.exclusive
+            needed = order.required_micros(self.terms)
         more = needed - pledge.reserved_micros
         if more > account.cash:
             refuse(

@@ -174,7 +174,7 @@ class Registry:
 def _register_account(market: Market, command: RegisterAccount) -> Events:
     if command.account in market.accounts or command.account < 0:
         refuse(RejectReason.DUPLICATE_ACCOUNT, "account", "a new number above 0")
-    market.accounts[command.account] = Account(command.account, command.trade_group)
+    market.add_account(Account(command.account, command.trade_group))
     return [AccountRegistered(command.account)]
 
 
@@ -196,7 +196,7 @@ def _certify(market: Market, command: CertifySite) -> Events:
         refuse(RejectReason.HOURS_OUT_OF_RANGE, "until_hour", f"above from_hour, {command.from_hour}")
     cell = table.supply_cell(command.zone, command.carbon, command.security)
     site = Site(command, listed, table.carbon[command.carbon], cell)
-    market.sites[command.site] = site
+    market.add_site(site)
     listed.sites.append(site)
     listed.sites.sort(key=_by_number)
     return [SiteCertified(command.site)]
