@@ -4,6 +4,7 @@ import sys
 
 # Each module enters its verbs where it is imported.
 import gateway.cli.auction
+import gateway.cli.engine
 import gateway.cli.evidence
 import gateway.cli.money
 import gateway.cli.operate

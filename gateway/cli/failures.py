@@ -5,6 +5,7 @@ import asyncpg
 from exchange.folder import FolderError
 from exchange.link import BusyError, CoreLostError
 from exchange.log import LogError
+from exchange.offline import OfflineError
 from gateway.cli.auction import CurveError
 from gateway.client import LostError, RefusedError
 from gateway.demo.programs import DemoError
@@ -21,6 +22,7 @@ from settlement.submission import RefusedError as SettlementRefusedError
 EXPECTED = (
     FolderError,
     LogError,
+    OfflineError,
     BusyError,
     CoreLostError,
     LostError,

@@ -45,6 +45,29 @@ def data_folder(named: Path | None) -> Path | None:
     return folder if folder.is_dir() else None
 
 
+def book_table(found: dict[str, Any]) -> Table:
+    """Return a contract's book, as feeds and `book_of` give it, for people."""
+    table = Table(
+        "bid cell",
+        "GPUs",
+        "bid",
+        "ask",
+        "GPUs",
+        "ask cell",
+        title=f"{found['contract']}, record {found['seq']}",
+    )
+    for row in range(max(len(found["bids"]), len(found["asks"]))):
+        bids, asks = found["bids"][row : row + 1], found["asks"][row : row + 1]
+        left = (
+            [" ".join(bids[0]["cell"].values()), bids[0]["gpus"], bids[0]["price"]] if bids else ["", "", ""]
+        )
+        right = (
+            [asks[0]["price"], asks[0]["gpus"], " ".join(asks[0]["cell"].values())] if asks else ["", "", ""]
+        )
+        table.add_row(*left, *right)
+    return table
+
+
 @app.command()
 def book(
     contract: Annotated[str, typer.Argument(help="As in H800-SXM.20261124T14; none: list them.")] = "",
@@ -66,19 +89,7 @@ def book(
     if as_json or not contract:
         show(as_json, found, "\n".join(found) or "no orders are open" if not contract else "")
         return
-    table = Table(
-        "bid cell", "GPUs", "bid", "ask", "GPUs", "ask cell", title=f"{contract}, record {found['seq']}"
-    )
-    for row in range(max(len(found["bids"]), len(found["asks"]))):
-        bids, asks = found["bids"][row : row + 1], found["asks"][row : row + 1]
-        left = (
-            [" ".join(bids[0]["cell"].values()), bids[0]["gpus"], bids[0]["price"]] if bids else ["", "", ""]
-        )
-        right = (
-            [asks[0]["price"], asks[0]["gpus"], " ".join(asks[0]["cell"].values())] if asks else ["", "", ""]
-        )
-        table.add_row(*left, *right)
-    console.print(table)
+    console.print(book_table(found))
 
 
 def _date(day: str) -> date:
