@@ -18,6 +18,7 @@ from exchange.book import CLEARING, CONTINUOUS, HALTED, Book, Class, Listing, Si
 from exchange.contract import HOUR_NS
 from exchange.hourly import (
     PHASE_NAMES,
+    check_display,
     check_phase,
     check_room,
     improve_worth,
@@ -182,15 +183,8 @@ def _check_shape(market: Market, command: EnterOrder) -> None:
     several, rests = command.hours > 1, command.time_in_force in (GTC, GTD)
     if not 0 <= command.min_lots <= command.lots or (several and command.min_lots):
         refuse(RejectReason.MINIMUM_OUT_OF_RANGE, "min_lots", f"0 to {0 if several else command.lots}")
-    shown = command.display_lots
-    if shown:
-        most: int = market.limits.iceberg_slices_max
-        if several or not rests or not 0 < shown < command.lots or shown * most < command.lots:
-            refuse(
-                RejectReason.DISPLAY_OUT_OF_RANGE,
-                "display_lots",
-                f"of an hourly gtc or gtd order, below its lots and at least lots / {most}",
-            )
+    if command.display_lots:
+        check_display(market, rests and not several, command.lots, command.display_lots)
     if command.post_only and (several or not rests or command.min_lots):
         refuse(RejectReason.POST_ONLY_MISMATCH, "post_only", "an hourly gtc or gtd order with no minimum")
     is_run = several and not command.is_bid

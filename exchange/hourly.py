@@ -160,6 +160,8 @@ def replace(market: Market, order: Order, lots: int, price: int) -> Events:
         refuse(
             RejectReason.WRONG_PHASE, "order_id", f"reductions and cancels: it is {PHASE_NAMES[book.phase]}"
         )
+    if order.display_lots:
+        check_display(market, True, lots, order.display_lots)
     market.check_collar(book, price)
     market.check_status(order.account)
     market.check_rate(order.account)
@@ -206,6 +208,17 @@ def _replaced(order: Order, reserved_micros: int) -> slots.OrderReplaced:
         order.leaves_lots,
         reserved_micros,
     )
+
+
+def check_display(market: Market, may_hide: bool, lots: int, display_lots: int) -> None:
+    """Refuse an iceberg that shows nothing or all of its lots, or too little of them."""
+    most: int = market.limits.iceberg_slices_max
+    if not may_hide or not 0 < display_lots < lots or display_lots * most < lots:
+        refuse(
+            RejectReason.DISPLAY_OUT_OF_RANGE,
+            "display_lots",
+            f"of an hourly gtc or gtd order, below its lots and at least lots / {most}",
+        )
 
 
 def check_room(capacity: int, place: SiteHour | None, position: Fill | None, more: int) -> None:

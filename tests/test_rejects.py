@@ -586,16 +586,22 @@ ROWS: dict[R, tuple[Row, ...]] = {
         Row(bid(1, 2, 100, min_lots=-1), "min_lots", "0 to 2"),
         Row(bid(1, 2, 100, hours=2, min_lots=1), "min_lots", "0 to 0"),
     ),
-    R.DISPLAY_OUT_OF_RANGE: tuple(
-        Row(bid(1, 100, 100, **terms), "display_lots", "below its lots and at least lots / 50")
-        for terms in (
-            {"display_lots": 100},
-            {"display_lots": 1},
-            {"display_lots": -1},
-            {"display_lots": 50, "hours": 2},
-            {"display_lots": 50, "time_in_force": IOC},
-            {"display_lots": 50, "time_in_force": AUCTION},
-        )
+    R.DISPLAY_OUT_OF_RANGE: (
+        *(
+            Row(bid(1, 100, 100, **terms), "display_lots", "below its lots and at least lots / 50")
+            for terms in (
+                {"display_lots": 100},
+                {"display_lots": 1},
+                {"display_lots": -1},
+                {"display_lots": 50, "hours": 2},
+                {"display_lots": 50, "time_in_force": IOC},
+                {"display_lots": 50, "time_in_force": AUCTION},
+            )
+        ),
+        Row(
+            replaced(101, 100), "display_lots", "at least lots / 50", before=(bid(1, 9, 100, display_lots=2),)
+        ),
+        Row(replaced(2, 101), "display_lots", "below its lots", before=(bid(1, 9, 100, display_lots=2),)),
     ),
     R.POST_ONLY_MISMATCH: tuple(
         Row(bid(1, 1, 100, post_only=True, **terms), "post_only", "an hourly gtc or gtd order")
