@@ -18,7 +18,7 @@ def state_hash(venue: Venue, market: Market, registry: Registry) -> bytes:
         venue,
         (market.time_ns, market.first_ns),
         (market.last_order_id, market.last_trade_id, market.last_offer_id, market.last_priority),
-        [_account(account) for _, account in sorted(market.accounts.items())],
+        [_account(account, market.time_ns) for _, account in sorted(market.accounts.items())],
         [
             (
                 site.certificate,
@@ -77,7 +77,7 @@ def _purses(account: Account) -> tuple[int, ...]:
     )
 
 
-def _account(account: Account) -> tuple[object, ...]:
+def _account(account: Account, now_ns: int) -> tuple[object, ...]:
     return (
         account.account,
         account.group,
@@ -86,6 +86,12 @@ def _account(account: Account) -> tuple[object, ...]:
         account.open_orders,
         (account.rate_hour, account.orders_in_hour, account.trades_in_hour),
         [_group(group) for _, group in sorted(account.groups.items())],
+        # Names of offers that are taken, with what frees them.
+        [
+            (name, offer.is_over, offer.valid_until_ns)
+            for name, offer in sorted(account.offers.items())
+            if not offer.is_over or offer.valid_until_ns >= now_ns
+        ],
     )
 
 

@@ -942,3 +942,14 @@ def test_nothing_stays_due_of_what_is_over() -> None:
         engine.apply(START_NS, command)
     engine.apply(GATE, Tick())
     assert engine.next_due_ns() is None
+
+
+def test_the_name_of_an_offer_that_is_over_is_part_of_the_state_while_it_is_taken() -> None:
+    """Two markets alike in all but the name."""
+    engines = [prepared(Row(Tick(), "", "", before=(offer(name=name),))) for name in ("one", "two")]
+    for engine in engines:
+        engine.apply(START_NS, CancelStandingOffer(BUYER, 1))
+    assert engines[0].state_hash() != engines[1].state_hash()
+    for engine in engines:
+        engine.apply(START_NS + 601 * SECOND, Tick())
+    assert engines[0].state_hash() == engines[1].state_hash()
