@@ -139,16 +139,6 @@ async def test_due_work_happens_without_a_command(tmp_path: Path) -> None:
     core.kill()
 
 
-async def test_only_the_core_opens_eras_and_ticks(tmp_path: Path) -> None:
-    core = CoreProcess(make_folder(tmp_path))
-    link = await core.link()
-    for command in (Tick(), opening()[0]):
-        with pytest.raises(ValueError, match="core alone"):
-            await link.submit(command)
-    await link.close()
-    core.kill()
-
-
 async def test_an_operators_command_needs_a_key_of_the_era(tmp_path: Path) -> None:
     core = CoreProcess(make_folder(tmp_path, operator_keys=(bytes(32),)))
     link = await core.link()
