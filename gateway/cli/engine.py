@@ -50,7 +50,6 @@ from schemas.venue import (
     Venue,
     Zone,
 )
-from settlement.writer import durable_end
 
 engine = group("engine", "Offline matching: the engine alone, without clock, network or disk.")
 
@@ -60,7 +59,8 @@ NO_KEY = bytes(32)
 """The key of venue and operator in what `example` and `era` print; the engine checks no signature."""
 
 Input = Annotated[
-    str, typer.Argument(metavar="FILE", help="JSON lines, a folder of an exchange or its log, - for stdin.")
+    str,
+    typer.Argument(metavar="FILE", help="JSON lines, the folder of an exchange or of its log, - for stdin."),
 ]
 
 
@@ -360,7 +360,7 @@ def _log(path: Path) -> Iterator[Decoded]:
     log = folder.log if folder.settings_file.exists() else path
     if not segments(log):
         raise OfflineError(f"{log}: no log; a folder of an exchange that has run, or its log, is allowed")
-    return map(understood, read_records(log, 1, durable_end(log)))
+    return map(understood, read_records(log))
 
 
 def _compare(name: str, line: Line | Decoded, outcome: Outcome) -> None:
