@@ -280,11 +280,17 @@ def supply_cell(market: Market, site: Site, carbon: str | None, position: Fill |
     return cell
 
 
-def check_phases(market: Market, listed: Class, first: int, hours: int, time_in_force: int) -> None:
-    """Refuse a block or run whose hours do not take it now."""
+def check_phases(
+    market: Market, listed: Class, first: int, hours: int, time_in_force: int, reduces: bool = False
+) -> None:
+    """Refuse a block or run whose hours do not take it, or its reduction, now."""
     for hour in range(first, first + hours):
         phase = market.phase_of(listed, hour)
-        if phase in (CLEARING, HALTED) or (phase != CONTINUOUS and time_in_force == IOC):
+        if (
+            phase == CLEARING
+            or (phase == HALTED and not reduces)
+            or (phase != CONTINUOUS and time_in_force == IOC)
+        ):
             refuse(RejectReason.WRONG_PHASE, "delivery_hour", f"hour {hour} is {PHASE_NAMES[phase]}: not now")
 
 
@@ -465,17 +471,20 @@ def replace_order(market: Market, command: slots.ReplaceOrder) -> Events:
         refuse(RejectReason.NOTHING_TO_CHANGE, "lots", "another total or price")
     if order.exclusive is not None and lots != order.lots:
         refuse(RejectReason.GROUP_MISMATCH, "lots", f"{order.lots}, which its group has")
+    reduces = price == order.price and lots < order.lots
     if order.hours > 1:
-        if price != order.price or lots > order.lots:
-            check_phases(market, order.book.listed, order.hour, order.hours, GTC)
+        check_phases(market, order.book.listed, order.hour, order.hours, GTC, reduces)
         return (
             replace_block(market, order, lots, price)
             if order.is_bid
             else replace_run(market, order, lots, price)
         )
+    phase = order.book.phase
+    if phase == CLEARING:
+        refuse(RejectReason.WRONG_PHASE, "order_id", "cancels only: the contract is clearing")
+    if phase == HALTED and not reduces:
+        refuse(RejectReason.WRONG_PHASE, "order_id", "cancels and fewer lots at the same price: it is halted")
     if lots <= order.filled_lots:
-        if order.book.phase == CLEARING:
-            refuse(RejectReason.WRONG_PHASE, "order_id", "cancels only: the contract is clearing")
         return [market.end(order, EndReason.REPLACED)]
     return replace(market, order, lots, price)
 

@@ -152,14 +152,8 @@ def replace(market: Market, order: Order, lots: int, price: int) -> Events:
     book = order.book
     more = lots - order.lots
     if price == order.price and more < 0:
-        if book.phase == CLEARING:
-            refuse(RejectReason.WRONG_PHASE, "order_id", "cancels only: the contract is clearing")
         market.shrink(order, -more)
         return [_replaced(order, -market.release(order))]
-    if book.phase in (CLEARING, HALTED):
-        refuse(
-            RejectReason.WRONG_PHASE, "order_id", f"reductions and cancels: it is {PHASE_NAMES[book.phase]}"
-        )
     if order.display_lots:
         check_display(market, True, lots, order.display_lots)
     market.check_collar(book, price)

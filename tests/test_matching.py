@@ -606,6 +606,12 @@ def test_time_goes_on_in_a_halted_contract() -> None:
     assert run(halted + "; gate 0") == ["closed at 0", "2 ended gate, 1 left"]
 
 
+def test_a_block_can_be_reduced_while_one_of_its_hours_is_halted() -> None:
+    halted = "bid 2 @ 100 hours 2; halt at 1; "
+    assert run(halted + "replace 1 to 1 @ 100") == ["1 replaced: 1 @ 100, 1 left"]
+    assert run(halted + "replace 1 to 1 @ 99") == ["rejected WRONG_PHASE"]
+
+
 def test_a_halted_call_begins_anew_when_it_is_resumed() -> None:
     again = "halt; resume; ask 1 1 @ 110; later 60; halt; later 90; resume; later 59; end-call"
     assert run(again) == ["rejected WRONG_PHASE"]
@@ -698,6 +704,10 @@ def test_an_offer_lists_at_most_24_hours_at_once_and_passes_over_prices_of_0() -
         "5 listed: 1 @ 90 at 50",
         "offer 1 ended expired",
     ]
+
+
+def test_an_offer_of_several_hours_lists_at_most_24_orders_at_once() -> None:
+    assert run("standing bid 1 @ 1 at 0 until 60 hours 2; chores")[0] == "offer 1 listed to 48"
 
 
 def test_a_curve_of_a_week_begins_on_monday() -> None:

@@ -670,10 +670,20 @@ ROWS: dict[R, tuple[Row, ...]] = {
         Row(replaced(1, 110, 2), "order_id", "is clearing", before=CLEARING, time_ns=CALL_END),
         Row(replaced(3, 110, 2), "order_id", "is clearing", before=CLEARING, time_ns=CALL_END),
         Row(
+            replaced(1, 101), "order_id", "it is halted", before=(bid(1, 2, 100), ask(2, EAST, 1, 100), HALT)
+        ),
+        Row(
             replaced(1, 101),
             "delivery_hour",
             f"hour {FIRST_HOUR} is halted",
             before=(bid(1, 1, 100, hours=2), HALT),
+        ),
+        Row(
+            replaced(1, 100, 4),
+            "delivery_hour",
+            f"hour {FIRST_HOUR} is clearing",
+            before=(*CALL, bid(4, 2, 100, hours=2), Tick(), END_CALL),
+            time_ns=CALL_END,
         ),
         Row(HALT_AGAIN, "delivery_hour", "a contract that is not halted; it is halted", before=(HALT,)),
         Row(RESUME, "delivery_hour", "a contract that is halted; it is continuous"),
