@@ -2,16 +2,18 @@
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import NamedTuple
 
-from exchange.engine import EMPTY_STATE, ENGINE_DIGEST, Engine
+from exchange.engine import EMPTY_STATE, ENGINE_DIGEST
 from gateway.simulation.demand import Job
 from gateway.simulation.market import Market, Planned
+from gateway.simulation.replay import Replay
 from gateway.simulation.scenario import Participant, Site
 from schemas import RULES_VERSION
 from schemas.codec import CODEC_DIGEST
-from schemas.commands import Authority, Deposit, EnterOrder, OpenEra, RegisterAccount, Side
-from schemas.events import AnyEvent, BlockTraded, Traded
+from schemas.commands import AnyCommand, Authority, Deposit, EnterOrder, OpenEra, RegisterAccount, Side
+from schemas.events import trades_of
 
 GOAL_PERMILLE = 300
 NEAR_PERMILLE = 25
@@ -42,21 +44,23 @@ def unfilled_permille(
     market: Market, participants: Iterable[Participant], sites: Iterable[Site], acts: Sequence[Planned]
 ) -> int:
     """Return the share of the bids' GPU-hours, as entered, that the engine leaves unfilled."""
-    engine = Engine()
-    start_ns = market.window.start_ns
-    engine.apply(start_ns, _era(market))
+    replay = Replay()
+    opening: list[AnyCommand] = [_era(market)]
     for one in participants:
-        engine.apply(start_ns, RegisterAccount(one.account, one.trade_group, authority=_OPERATOR))
-        engine.apply(start_ns, Deposit(one.account, one.funds_micros, authority=_OPERATOR))
-    for site in sites:
-        engine.apply(start_ns, site.certify(_OPERATOR))
+        opening.append(RegisterAccount(one.account, one.trade_group, authority=_OPERATOR))
+        opening.append(Deposit(one.account, one.funds_micros, authority=_OPERATOR))
+    opening += [site.certify(_OPERATOR) for site in sites]
+    for command in opening:
+        replay.do(market.window.start_ns, command)
     demanded = filled = 0
     for act in acts:
         command = act.command
         if isinstance(command, EnterOrder) and command.side is Side.BUY:
             lot_eighths = market.classes[command.class_code].lot_eighths
             demanded += command.lots * command.hours * lot_eighths
-        filled += sum(_traded_eighths(market, event) for event in engine.apply(act.at_ns, command))
+        for applied in replay.do(act.at_ns, command):
+            for trade in chain.from_iterable(map(trades_of, applied.events)):
+                filled += trade.lots * market.classes[trade.class_code].lot_eighths
     return (demanded - filled) * 1000 // demanded
 
 
@@ -143,13 +147,3 @@ def _era(market: Market) -> OpenEra:
         state_before=EMPTY_STATE,
         state_after=EMPTY_STATE,
     )
-
-
-def _traded_eighths(market: Market, event: AnyEvent) -> int:
-    match event:
-        case Traded():
-            return event.lots * market.classes[event.class_code].lot_eighths
-        case BlockTraded():
-            return sum(leg.lots * market.classes[leg.class_code].lot_eighths for leg in event.legs)
-        case _:
-            return 0

@@ -7,6 +7,8 @@ OUT` writes one JSON object.
 import argparse
 import os
 import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -19,7 +21,7 @@ from gateway.simulation.scenario import read_acts, read_scenario
 from gateway.simulation.surplus import SurplusReport, private_values, surplus_report
 from schemas.catalogue import fp32_pflops_hours, gpu_hours
 from schemas.commands import EnterOrder, OpenEra, Side
-from schemas.events import trades_of
+from schemas.events import OrderAccepted, OrderListed, OrderReplaced, trades_of
 from schemas.records import Decoded, decoded
 
 PRIORITY = 10
@@ -37,7 +39,7 @@ class ClassVolume(Struct, frozen=True, kw_only=True):
 
 
 class DayReport(Struct, frozen=True, kw_only=True):
-    """The day. `fill_ratio_permille` is GPU-hours bought over GPU-hours asked for."""
+    """The day. `fill_ratio_permille` is GPU-hours bought, resales included, over GPU-hours asked for."""
 
     orders: int
     blocks: int
@@ -55,16 +57,13 @@ def day_report(records: list[Decoded], surplus: SurplusReport) -> DayReport:
     """Return the volumes of a log, beside its surplus."""
     era = records[0].command
     assert isinstance(era, OpenEra)
-    orders = [record.command for record in records if isinstance(record.command, EnterOrder)]
+    orders = [order for record in records for _, order in _entered(record)]
+    asked_of = _asked(records)
     trades = [trade for record in records for event in record.events for trade in trades_of(event)]
     rows = []
     all_demanded, all_traded, all_pflops, all_notional = Fraction(0), Fraction(0), Fraction(0), 0
     for one in era.venue.classes:
-        asked = sum(
-            order.lots * order.hours
-            for order in orders
-            if order.class_code == one.code and order.side is Side.BUY
-        )
+        asked = asked_of[one.code]
         sold = [trade for trade in trades if trade.class_code == one.code]
         if not asked and not sold:
             continue
@@ -88,7 +87,7 @@ def day_report(records: list[Decoded], surplus: SurplusReport) -> DayReport:
         )
     return DayReport(
         orders=len(orders),
-        blocks=sum(1 for order in orders if order.hours > 1),
+        blocks=sum(1 for order in orders if order.hours > 1 and order.side is Side.BUY),
         fills=len(trades),
         demanded_gpu_hours=_tenths(all_demanded),
         gpu_hours=_tenths(all_traded),
@@ -98,6 +97,47 @@ def day_report(records: list[Decoded], surplus: SurplusReport) -> DayReport:
         classes=tuple(rows),
         surplus=surplus,
     )
+
+
+def _entered(record: Decoded) -> Iterator[tuple[int | None, EnterOrder]]:
+    """Yield the orders that the record enters or refuses, with their ids (None of a refused one)."""
+    accepted = (event.order_id for event in record.events if isinstance(event, OrderAccepted))
+    if isinstance(record.command, EnterOrder):
+        yield next(accepted, None), record.command
+    for event in record.events:
+        if isinstance(event, OrderListed):
+            yield event.order_id, event.order
+
+
+def _asked(records: Iterable[Decoded]) -> Counter[str]:
+    """Return the lot-hours by class that bids asked for: the most that each ever wanted.
+
+    Of alternatives the one that wants most counts, for all that an account enters under one name.
+    """
+    wanted: dict[tuple[int, str], tuple[str, int]] = {}
+    bids: dict[int, tuple[tuple[int, str], EnterOrder]] = {}
+
+    def want(key: tuple[int, str], class_code: str, lot_hours: int) -> None:
+        if key not in wanted or lot_hours > wanted[key][1]:
+            wanted[key] = (class_code, lot_hours)
+
+    for record in records:
+        for number, (order_id, order) in enumerate(_entered(record)):
+            if order.side is Side.SELL:
+                continue
+            group = order.exclusive_group
+            key = (order.account, f"={group}") if group else (record.sequence, str(number))
+            want(key, order.class_code, order.lots * order.hours)
+            if order_id is not None:
+                bids[order_id] = (key, order)
+        for event in record.events:
+            if isinstance(event, OrderReplaced) and event.order_id in bids:
+                key, order = bids[event.order_id]
+                want(key, order.class_code, event.lots * order.hours)
+    asked: Counter[str] = Counter()
+    for class_code, lot_hours in wanted.values():
+        asked[class_code] += lot_hours
+    return asked
 
 
 def _tenths(number: Fraction) -> str:

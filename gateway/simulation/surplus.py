@@ -2,7 +2,8 @@
 
 Surplus is the buyers' private values less the sellers' private costs, over everything traded. Fees and
 prices only move it between accounts and do not count. An order whose private value is not known counts at
-its own limit. Rules and worked figures: REPORTS.md, "Surplus".
+its own limit. What is resold counts once, from its first seller to its last buyer. Rules and worked figures:
+REPORTS.md, "Surplus".
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -15,19 +16,33 @@ import numpy as np
 from msgspec import Struct
 from msgspec.structs import replace
 
+from exchange.depth import OpenOrder
 from exchange.eligibility import Eligibility
-from exchange.engine import Engine
 from exchange.quantity import notional_micros
+from gateway.simulation.replay import Replay
 from gateway.simulation.scenario import Act
 from schemas.commands import (
     AnyCommand,
     CancelOrder,
+    CancelStandingOffer,
     CertifySite,
+    DerateSite,
+    EndCall,
     EnterOrder,
+    EnterStandingOffer,
+    HaltContract,
+    ListStandingOffer,
+    MassCancel,
     OpenEra,
+    OrderType,
     PostSettlement,
+    ProposeClearing,
     ReceiveReadings,
+    ReplaceOrder,
+    ReplaceStandingOffer,
     Requirement,
+    ResumeContract,
+    RetryBlock,
     Side,
     StartSettlementRun,
 )
@@ -35,8 +50,12 @@ from schemas.events import (
     AnyEvent,
     OrderAccepted,
     OrderEnded,
+    OrderListed,
+    OrderReduced,
+    OrderReplaced,
     Rejected,
     SiteCertified,
+    StandingOfferEntered,
     trades_of,
 )
 from schemas.records import Decoded
@@ -105,7 +124,9 @@ def _permille(part: int, whole: int) -> int | None:
 def traded_surplus(records: Iterable[Decoded], values: PrivateValues) -> int:
     """Return the surplus of all trades, legs of blocks included, in micros; exact."""
     micros = 0
-    value_of: dict[int, int] = {}
+    worth = _Worth(values)
+    # What each trade's buyer valued it at: to resell it costs him that.
+    bought_at: dict[int, int] = {}
     lots_of: dict[str, int] = {}
     tick_micros = 0
     for record in records:
@@ -114,16 +135,62 @@ def traded_surplus(records: Iterable[Decoded], values: PrivateValues) -> int:
             tick_micros = command.venue.currency.tick_micros
             lots_of = {each.code: each.lot_eighths for each in command.venue.classes}
         for event in record.events:
-            if isinstance(event, OrderAccepted) and isinstance(command, EnterOrder):
-                value_of[event.order_id] = _value(command, values)
-        for trade in chain.from_iterable(map(trades_of, record.events)):
-            margin = value_of[trade.bid_order_id] - value_of[trade.ask_order_id]
-            micros += notional_micros(margin, trade.lots, lots_of[trade.class_code], tick_micros)
+            worth.take_in(record, event)
+            for trade in trades_of(event):
+                value = worth.of[trade.bid_order_id]
+                cost = bought_at[trade.position] if trade.position else worth.of[trade.ask_order_id]
+                bought_at[trade.trade_id] = value
+                micros += notional_micros(value - cost, trade.lots, lots_of[trade.class_code], tick_micros)
     return micros
 
 
-def _value(order: EnterOrder, values: PrivateValues) -> int:
-    return values.get((order.account, order.client_order_id), order.price_ticks)
+class _Worth:
+    """What each order counts at, by its id: its private value, or else its limit as it is now.
+
+    A market order without a private value counts at the worst price at which it trades.
+    """
+
+    def __init__(self, values: PrivateValues) -> None:
+        self.of: dict[int, int] = {}
+        self._values = values
+        self._private: set[int] = set()
+
+    def take_in(self, record: Decoded, event: AnyEvent) -> None:
+        """Follow an event of the record."""
+        match event:
+            case OrderAccepted() | OrderListed():
+                order = entered_by(record, event)
+                value = self._values.get((order.account, order.client_order_id))
+                if value is not None:
+                    self._private.add(event.order_id)
+                else:
+                    value = _limit(record, event.order_id, order)
+                if value is not None:
+                    self.of[event.order_id] = value
+            case OrderReplaced() if event.order_id not in self._private:
+                self.of[event.order_id] = event.price_ticks
+
+
+def entered_by(record: Decoded, event: OrderAccepted | OrderListed) -> EnterOrder:
+    """Return the order that the event of the record tells of."""
+    if isinstance(event, OrderListed):
+        return event.order
+    assert isinstance(record.command, EnterOrder)
+    return record.command
+
+
+def _limit(record: Decoded, order_id: int, order: EnterOrder) -> int | None:
+    """Return the order's limit, of a market order the worst price that it got; None if it got none."""
+    if order.order_type is OrderType.LIMIT:
+        return order.price_ticks
+    prices = [
+        trade.price_ticks
+        for trade in chain.from_iterable(map(trades_of, record.events))
+        if order_id in (trade.bid_order_id, trade.ask_order_id)
+    ]
+    if not prices:
+        return None
+    return max(prices) if order.side is Side.BUY else min(prices)
 
 
 # -- the bound -----------------------------------------------------------------------------------------
@@ -159,18 +226,19 @@ class _ClassMarket:
         self.cells: dict[int, list[Cell]] = {}
         self._serving: dict[tuple[int, Cell], Serving] = {}
 
-    def add_ask(self, order: EnterOrder, value_ticks: int) -> None:
-        """Take in an ask. All asks come before the first bid."""
+    def add_ask(self, order: EnterOrder, lots: int, value_ticks: int) -> None:
+        """Take in an ask, a run in each of its hours. All asks come before the first bid."""
         certificate = self.sites[order.site]
         assert order.carbon is not None
         cell = self.eligibility.supply_cell(certificate.zone, order.carbon, certificate.security)
-        ask = _Ask(order.delivery_hour, order.site, cell, value_ticks)
-        self.asks[ask] = self.asks.get(ask, 0) + order.lots
-        cells = self.cells.setdefault(order.delivery_hour, [])
-        if cell not in cells:
-            cells.append(cell)
+        for hour in range(order.delivery_hour, order.delivery_hour + order.hours):
+            ask = _Ask(hour, order.site, cell, value_ticks)
+            self.asks[ask] = self.asks.get(ask, 0) + lots
+            cells = self.cells.setdefault(hour, [])
+            if cell not in cells:
+                cells.append(cell)
 
-    def add_bid(self, order: EnterOrder, value_ticks: int) -> None:
+    def add_bid(self, order: EnterOrder, lots: int, value_ticks: int) -> None:
         """Take in a bid, unless there is an hour in which nothing may serve it."""
         assert order.requirement is not None
         demand = self.eligibility.demand_cell(order.requirement)
@@ -180,10 +248,10 @@ class _ClassMarket:
             return
         if order.hours == 1:
             bid = (first, serving[0], value_ticks)
-            self.bids[bid] = self.bids.get(bid, 0) + order.lots
+            self.bids[bid] = self.bids.get(bid, 0) + lots
         else:
             block = _Block(first, serving, value_ticks)
-            self.blocks[block] = self.blocks.get(block, 0) + order.lots
+            self.blocks[block] = self.blocks.get(block, 0) + lots
 
     def _serving_at(self, hour: int, demand: Cell) -> Serving:
         known = self._serving.get((hour, demand))
@@ -252,7 +320,7 @@ class _Solution(NamedTuple):
     row_duals: list[float]
 
 
-def upper_bound(records: Iterable[Decoded], values: PrivateValues) -> UpperBound:
+def upper_bound(records: Sequence[Decoded], values: PrivateValues) -> UpperBound:
     """Return a bound on the surplus of any trades among the orders entered.
 
     All orders are taken as there at once, at their private values; a block may be filled in part, and
@@ -279,40 +347,74 @@ def upper_bound(records: Iterable[Decoded], values: PrivateValues) -> UpperBound
     return UpperBound(micros, "; ".join(troubles) or "optimal", max(0, gap_ppm))
 
 
-def _markets(records: Iterable[Decoded], values: PrivateValues) -> tuple[Venue, dict[str, _ClassMarket]]:
+def _markets(records: Sequence[Decoded], values: PrivateValues) -> tuple[Venue, dict[str, _ClassMarket]]:
     venue: Venue | None = None
     sites: dict[int, CertifySite] = {}
-    orders: list[EnterOrder] = []
     for record in records:
         match record.command:
             case OpenEra() as era:
                 venue = era.venue
             case CertifySite() as certificate if _first(record, SiteCertified) is not None:
                 sites[certificate.site] = certificate
-            case EnterOrder() as order if _could_trade(record):
-                orders.append(order)
     if venue is None:
         raise ValueError("the records hold no open_era")
     eligibility = Eligibility(venue)
     markets = {each.code: _ClassMarket(eligibility, sites) for each in venue.classes}
+    offered = _offered(records, values)
     for side in (Side.SELL, Side.BUY):
-        for order in orders:
+        for order, lots, value in offered:
             if order.side is side:
                 market = markets[order.class_code]
-                (market.add_ask if side is Side.SELL else market.add_bid)(order, _value(order, values))
+                (market.add_ask if side is Side.SELL else market.add_bid)(order, lots, value)
     return venue, markets
+
+
+def _offered(records: Sequence[Decoded], values: PrivateValues) -> list[tuple[EnterOrder, int, int]]:
+    """Return every order that could have traded, with the most lots and the best value it ever had.
+
+    Resales are left out: they offer nothing that was not offered before.
+    """
+    worth = _Worth(values)
+    refused: list[tuple[EnterOrder, int, int]] = []
+    orders: dict[int, EnterOrder] = {}
+    lots: dict[int, int] = {}
+    best: dict[int, int] = {}
+    for record in records:
+        command = record.command
+        if isinstance(command, EnterOrder) and _is_beyond_bearing(record) and not command.position:
+            value = values.get((command.account, command.client_order_id), command.price_ticks or None)
+            if value is not None:
+                refused.append((command, command.lots, value))
+        for event in record.events:
+            worth.take_in(record, event)
+            match event:
+                case OrderAccepted() | OrderListed():
+                    order = entered_by(record, event)
+                    if not order.position and event.order_id in worth.of:
+                        orders[event.order_id] = order
+                        lots[event.order_id] = order.lots
+                        best[event.order_id] = worth.of[event.order_id]
+                case OrderReplaced() if event.order_id in orders:
+                    number = event.order_id
+                    lots[number] = max(lots[number], event.lots)
+                    choose = max if orders[number].side is Side.BUY else min
+                    best[number] = choose(best[number], worth.of[number])
+    return [*((order, lots[number], best[number]) for number, order in orders.items()), *refused]
 
 
 def _first(record: Decoded, kind: type[Any]) -> Any:
     return next((event for event in record.events if isinstance(event, kind)), None)
 
 
-def _could_trade(record: Decoded) -> bool:
-    """Say whether the order was well formed and in time: accepted, or more than could be borne just then."""
-    if _first(record, OrderAccepted) is not None:
-        return True
+def _is_beyond_bearing(record: Decoded) -> bool:
+    """Say whether the order was well formed and in time, but more than could be borne just then."""
     rejected = _first(record, Rejected)
     return rejected is not None and rejected.reason // 100 == 5
+
+
+def _could_trade(record: Decoded) -> bool:
+    """Say whether the order was accepted, or well formed and in time."""
+    return _first(record, OrderAccepted) is not None or _is_beyond_bearing(record)
 
 
 Prices = dict[tuple[int, Cell], int]
@@ -406,30 +508,68 @@ class _Asks:
 
     def __init__(self) -> None:
         self.lowest: dict[str, int] = {}
-        self._leaves: dict[int, int] = {}
-        self._heaps: dict[tuple[str, int], list[tuple[int, int]]] = {}
+        self._open: dict[int, OpenOrder] = {}
+        self._hourly: dict[tuple[str, int], list[tuple[int, int]]] = {}
+        self._runs: dict[tuple[str, int], list[tuple[int, int]]] = {}
 
-    def take_in(self, command: AnyCommand, events: Sequence[AnyEvent]) -> None:
+    def take_in(self, record: Decoded) -> None:
         """Follow what a command did."""
-        for event in events:
+        for event in record.events:
             match event:
-                case OrderAccepted(order_id) if isinstance(command, EnterOrder) and command.side is Side.SELL:
-                    self._leaves[order_id] = command.lots
-                    heap = self._heaps.setdefault((command.class_code, command.delivery_hour), [])
-                    heappush(heap, (command.price_ticks, order_id))
-                    known = self.lowest.get(command.class_code, command.price_ticks)
-                    self.lowest[command.class_code] = min(known, command.price_ticks)
-                case OrderEnded(order_id):
-                    self._leaves.pop(order_id, None)
-        for trade in chain.from_iterable(map(trades_of, events)):
-            self._leaves[trade.ask_order_id] -= trade.lots
+                case OrderAccepted() | OrderListed():
+                    command = entered_by(record, event)
+                    if command.side is Side.SELL:
+                        order = OpenOrder(event.order_id, command)
+                        self._open[event.order_id] = order
+                        self._offer(order)
+                case OrderReplaced() if event.order_id in self._open:
+                    self._open[event.order_id].replace(event)
+                    self._offer(self._open[event.order_id])
+                case OrderReduced() if event.order_id in self._open:
+                    self._open[event.order_id].reduce(event)
+                case OrderEnded():
+                    self._open.pop(event.order_id, None)
+            for trade in trades_of(event):
+                order = self._open[trade.ask_order_id]
+                order.fill(trade)
+                if not order.leaves_lot_hours:
+                    del self._open[trade.ask_order_id]
 
-    def best(self, class_code: str, hour: int) -> int | None:
-        """Return the lowest open price in an hour, None if nothing is offered."""
-        heap = self._heaps.get((class_code, hour), [])
-        while heap and not self._leaves.get(heap[0][1]):
+    def _offer(self, order: OpenOrder) -> None:
+        command = order.command
+        heaps = self._runs if command.hours > 1 else self._hourly
+        for hour in range(command.delivery_hour, command.delivery_hour + command.hours):
+            heap = heaps.setdefault((command.class_code, hour), [])
+            heappush(heap, (command.price_ticks, order.order_id))
+        known = self.lowest.get(command.class_code, command.price_ticks)
+        self.lowest[command.class_code] = min(known, command.price_ticks)
+
+    def best(self, class_code: str, hour: int, *, for_block: bool) -> int | None:
+        """Return the lowest open price in an hour, None if nothing is offered. Runs are for blocks."""
+        prices = [self._lowest_of(self._hourly.get((class_code, hour), []))]
+        if for_block:
+            prices.append(self._lowest_of(self._runs.get((class_code, hour), [])))
+        return min((price for price in prices if price is not None), default=None)
+
+    def _lowest_of(self, heap: list[tuple[int, int]]) -> int | None:
+        while heap:
+            price, order_id = heap[0]
+            order = self._open.get(order_id)
+            if order is not None and order.command.price_ticks == price:
+                return price
+            # It ended, or stands elsewhere in the heap at another price.
             heappop(heap)
-        return heap[0][0] if heap else None
+        return None
+
+
+OrderKey = tuple[int, str, int]
+"""Whose an order is, its client's id or the name of its standing offer, and of a listed one the hour."""
+
+
+def _order_key(record: Decoded, event: OrderAccepted | OrderListed) -> OrderKey:
+    order = entered_by(record, event)
+    hour = order.delivery_hour if isinstance(event, OrderListed) else 0
+    return order.account, order.client_order_id, hour
 
 
 class _Split:
@@ -437,24 +577,46 @@ class _Split:
 
     def __init__(self, records: Sequence[Decoded]) -> None:
         self.asks = _Asks()
-        self.names: dict[int, tuple[int, str]] = {}
         self.books: dict[str, dict[tuple[str, str, str], _Book]] = {}
         self.sites: dict[tuple[int, str], int] = {}
         self.site_books: dict[tuple[int, str], _Book] = {}
         self.eligibility: Eligibility | None = None
         self._eligible: dict[tuple[str, Requirement], list[_Book]] = {}
+        # Orders and offers by the log's ids, and the ids that they have here.
+        self._orders: dict[int, OrderKey] = {}
+        self._orders_here: dict[OrderKey, int] = {}
+        self._offers: dict[int, tuple[int, str]] = {}
+        self._offers_here: dict[tuple[int, str], int] = {}
         certificates: dict[int, CertifySite] = {}
         for record in records:
+            for event in record.events:
+                match event:
+                    case OrderAccepted() | OrderListed():
+                        self._orders[event.order_id] = _order_key(record, event)
+                    case StandingOfferEntered():
+                        assert isinstance(record.command, EnterStandingOffer)
+                        self._offers[event.offer_id] = (event.account, record.command.name)
+                    case SiteCertified():
+                        assert isinstance(record.command, CertifySite)
+                        certificates[event.site] = record.command
             match record.command:
-                case CertifySite() as certificate if _first(record, SiteCertified) is not None:
-                    certificates[certificate.site] = certificate
-                case EnterOrder() as order:
-                    accepted = _first(record, OrderAccepted)
-                    if accepted is not None:
-                        self.names[accepted.order_id] = (order.account, order.client_order_id)
-                    if order.side is Side.SELL and _could_trade(record):
-                        assert order.carbon is not None
-                        self._add_site(certificates[order.site], order.carbon)
+                case EnterOrder(side=Side.SELL, position=0) as order if _could_trade(record):
+                    assert order.carbon is not None
+                    self._add_site(certificates[order.site], order.carbon)
+                case EnterStandingOffer(side=Side.SELL) as offer if _first(record, StandingOfferEntered):
+                    assert offer.carbon is not None
+                    self._add_site(certificates[offer.site], offer.carbon)
+
+    def take_in(self, record: Decoded) -> None:
+        """Follow what a command did here."""
+        self.asks.take_in(record)
+        for event in record.events:
+            match event:
+                case OrderAccepted() | OrderListed():
+                    self._orders_here[_order_key(record, event)] = event.order_id
+                case StandingOfferEntered():
+                    assert isinstance(record.command, EnterStandingOffer)
+                    self._offers_here[event.account, record.command.name] = event.offer_id
 
     def _add_site(self, certificate: CertifySite, carbon: str) -> None:
         if (certificate.site, carbon) in self.sites:
@@ -470,7 +632,8 @@ class _Split:
     def commands(self, record: Decoded) -> list[AnyCommand]:
         """Return what stands for the record's command, perhaps nothing.
 
-        Settlement is left out, and so are orders that could not trade in any book.
+        Settlement is left out, and so are orders that could not trade in any book, resales, and what the
+        core does by itself: here it does it for these books.
         """
         command = record.command
         match command:
@@ -486,28 +649,55 @@ class _Split:
                     for (site, carbon), number in self.sites.items()
                     if site == command.site
                 ]
-            case EnterOrder() if not _could_trade(record):
+            case DerateSite():
+                return [
+                    replace(command, site=number)
+                    for (site, _), number in self.sites.items()
+                    if site == command.site
+                ]
+            case EnterOrder() if command.position or not _could_trade(record):
                 return []
-            case EnterOrder(side=Side.SELL):
+            case EnterStandingOffer() if _first(record, StandingOfferEntered) is None:
+                return []
+            case EnterOrder(side=Side.SELL) | EnterStandingOffer(side=Side.SELL):
                 assert command.carbon is not None
                 site = (command.site, command.carbon)
                 return [replace(command, site=self.sites[site], class_code=self.site_books[site].code)]
             case EnterOrder():
-                book = self._book_for(command)
-                return [] if book is None else [replace(command, class_code=book.code)]
-            case CancelOrder() if command.order_id in self.names:
-                account, name = self.names[command.order_id]
-                return [CancelOrder(account, client_order_id=name)]
+                return self._in_book(command, command.delivery_hour)
+            case EnterStandingOffer():
+                return self._in_book(command, command.from_hour)
+            case CancelOrder(order_id=0) | ReplaceOrder(order_id=0):
+                return [command]
+            case CancelOrder() | ReplaceOrder():
+                key = self._orders.get(command.order_id)
+                order_id = None if key is None else self._orders_here.get(key)
+                return [] if order_id is None else [replace(command, order_id=order_id)]
+            case ReplaceStandingOffer() | CancelStandingOffer():
+                name = self._offers.get(command.offer_id)
+                offer_id = None if name is None else self._offers_here.get(name)
+                return [] if offer_id is None else [replace(command, offer_id=offer_id)]
+            case MassCancel(class_code=None):
+                return [command]
+            case MassCancel(class_code=str(class_code)):
+                return [replace(command, class_code=book.code) for book in self._books_of(class_code)]
+            case HaltContract() | ResumeContract() | EndCall():
+                return [replace(command, class_code=book.code) for book in self._books_of(command.class_code)]
+            case ListStandingOffer() | RetryBlock() | ProposeClearing():
+                return []
             case ReceiveReadings() | StartSettlementRun() | PostSettlement():
                 return []
             case _:
                 return [command]
 
-    def _classes(self, each: AcceleratorClass) -> list[AcceleratorClass]:
-        return [replace(each, code=book.code) for book in self.books.get(each.code, {}).values()]
+    def _books_of(self, class_code: str) -> Iterable[_Book]:
+        return self.books.get(class_code, {}).values()
 
-    def _book_for(self, bid: EnterOrder) -> _Book | None:
-        """Return the eligible book with the cheapest ask open now.
+    def _classes(self, each: AcceleratorClass) -> list[AcceleratorClass]:
+        return [replace(each, code=book.code) for book in self._books_of(each.code)]
+
+    def _in_book(self, bid: EnterOrder | EnterStandingOffer, first_hour: int) -> list[AnyCommand]:
+        """Return the bid in the eligible book with the cheapest ask open now, if there is one at all.
 
         For a block: the one that offers something in most of its hours, then the cheapest in total. Where
         none offers anything: the one with the lowest ask so far in any hour, then the oldest.
@@ -519,18 +709,23 @@ class _Split:
         if eligible is None:
             eligible = [
                 book
-                for book in self.books.get(bid.class_code, {}).values()
+                for book in self._books_of(bid.class_code)
                 if self.eligibility.site_serves(bid.requirement, book.zone, book.carbon, book.security)
             ]
             self._eligible[key] = eligible
-        return min(eligible, key=lambda book: self._rank(book, bid), default=None)
+        if not eligible:
+            return []
+        hours = range(first_hour, first_hour + bid.hours)
+        book = min(eligible, key=lambda book: self._rank(book, hours))
+        return [replace(bid, class_code=book.code)]
 
-    def _rank(self, book: _Book, bid: EnterOrder) -> tuple[int, int, int, int]:
-        hours = range(bid.delivery_hour, bid.delivery_hour + bid.hours)
-        offered = [price for hour in hours if (price := self.asks.best(book.code, hour)) is not None]
+    def _rank(self, book: _Book, hours: range) -> tuple[int, int, int, int]:
+        for_block = len(hours) > 1
+        best = [self.asks.best(book.code, hour, for_block=for_block) for hour in hours]
+        offered = [price for price in best if price is not None]
         lowest = self.asks.lowest.get(book.code)
         never = 2**63
-        return (bid.hours - len(offered), sum(offered), never if lowest is None else lowest, book.number)
+        return (len(hours) - len(offered), sum(offered), never if lowest is None else lowest, book.number)
 
 
 def separate_books(records: Sequence[Decoded]) -> Iterator[Decoded]:
@@ -542,11 +737,12 @@ def separate_books(records: Sequence[Decoded]) -> Iterator[Decoded]:
     claim several grades. Each bid goes to one eligible book (see REPORTS.md).
     """
     split = _Split(records)
-    engine = Engine()
+    replay = Replay()
     sequence = 0
     for record in records:
         for command in split.commands(record):
-            events = tuple(engine.apply(record.time_ns, command))
-            split.asks.take_in(command, events)
-            sequence += 1
-            yield Decoded(sequence, record.time_ns, command, events)
+            for applied in replay.do(record.time_ns, command):
+                sequence += 1
+                made = Decoded(sequence, applied.time_ns, applied.command, applied.events)
+                split.take_in(made)
+                yield made
