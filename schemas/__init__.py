@@ -3,5 +3,5 @@
 PROTOCOL_VERSION = "0.1"
 """Version of the WebSocket protocol; fields are only added within a version."""
 
-RULES_VERSION = "0.1"
+RULES_VERSION = "0.2"
 """Version of the market's rules; the same log under the same rules gives the same events."""

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 import typer.main
 
+from exchange.build import RULES
 from gateway.cli.app import app
 
 ROOT = Path(__file__).parent.parent
 FLOORS = ("schemas", "exchange", "settlement", "gateway")
-PURE = ("book", "contract", "depth", "eligibility", "engine", "funds", "matching", "order", "quantity")
+PURE = (*RULES, "clearing", "depth", "invariants", "quantity")
 IMPURE_MODULES = {"asyncio", "datetime.now", "numpy", "os", "random", "secrets", "socket", "time", "uuid"}
 READMES = sorted(
     path
