@@ -138,11 +138,9 @@ def _misfit(raw: object, message: str) -> str:
     unknown = re.fullmatch(r"Object contains unknown field `(.*)`", what, re.DOTALL)
     missing = re.fullmatch(r"Object missing required field `(.*)`", what)
     if unknown is not None:
-        form = _struct(known, value)
-        assert form is not None
-        tag = [] if form.tag_field is None else [form.tag_field]
-        allowed = _among(unknown[1], tag + [field.encode_name for field in form.fields])
-        return f"{within}field {_short(repr(unknown[1]))}: {allowed}"
+        return (
+            f"{within}field {_short(repr(unknown[1]))}: {_among(unknown[1], _fields(_struct(known, value)))}"
+        )
     if missing is not None:
         return f"{within}field {missing[1]!r}: missing, it is required"
     shown = f"{place or 'the line'} {_short(msgspec.json.encode(value).decode())}"
@@ -176,6 +174,13 @@ def _struct(known: inspect.Type, value: object) -> inspect.StructType | None:
         ):
             return one
     return None
+
+
+def _fields(form: inspect.StructType | None) -> list[str]:
+    if form is None:  # its type is given twice
+        return ["each field once"]
+    tag = [] if form.tag_field is None else [form.tag_field]
+    return tag + [field.encode_name for field in form.fields]
 
 
 def _item(known: inspect.Type) -> inspect.Type:

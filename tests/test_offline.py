@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from exchange.contract import HOUR_NS, symbol
 from exchange.engine import Engine
@@ -466,6 +468,26 @@ def test_a_fault_names_line_field_value_and_what_is_allowed(text: str, fault: st
     assert fault in str(wrong.value)
     assert "\n" not in str(wrong.value)
     assert len(str(wrong.value)) < 900
+
+
+def test_a_field_given_twice_is_read_without_a_crash() -> None:
+    text = b'{"sequence":1,"time_ns":0,"command":{"type":"tick","lots":1,"type":"unheard"}}'
+    with pytest.raises(OfflineError, match=r"^x, line 1, command, field 'lots': each field once "):
+        list(read_lines("x", [text]))
+
+
+@settings(max_examples=300)
+@given(st.data())
+def test_a_spoiled_line_is_a_fault_and_nothing_else(data: st.DataObject) -> None:
+    text = bytearray(lines_of([data.draw(st.sampled_from(DAY[1:]))])[0].encode())
+    at = data.draw(st.integers(0, len(text) - 1))
+    text[at : at + data.draw(st.integers(0, 12))] = data.draw(
+        st.sampled_from(
+            [b"", b"null", b"{}", b"[", b"9" * 5000, b"1.5", b"1e400", b'"x"', b'"a":1,', b"\xff"]
+        )
+    )
+    with pytest.raises(OfflineError):
+        list(read_lines("x", [lines_of(DAY[:1])[0].encode(), bytes(text)]))
 
 
 def test_bytes_that_are_no_text_are_a_fault() -> None:
