@@ -321,6 +321,66 @@ def test_a_replaced_run_serves_resting_blocks() -> None:
     ]
 
 
+def test_an_order_replaced_in_a_call_takes_part_on_its_new_terms() -> None:
+    call = "halt; resume; bid 1 @ 100; bid 1 @ 100; replace 1 to 2 @ 101; ask 1 2 @ 100; later 90; clear"
+    assert run(call)[1:-1] == ["2 @ 100 from 3 to 1"]
+
+
+def test_what_cannot_be_paid_is_refused_in_a_call_too() -> None:
+    refused = "halt; resume; ask 1 2 @ 100; withdraw 1 to 0; replace 1 to 3 @ 100"
+    assert run(refused) == ["rejected INSUFFICIENT_FUNDS"]
+    assert run(refused + "; bid 3 @ 100; later 90; clear")[1:-1] == ["2 @ 100 from 1 to 2"]
+
+
+def test_a_refused_replace_leaves_a_block_and_its_place() -> None:
+    refused = "bid 2 @ 100 hours 2; bid 2 @ 100 hours 2; withdraw 3 to 0; replace 1 to 3 @ 100"
+    assert run(refused) == ["rejected INSUFFICIENT_FUNDS"]
+    assert run(refused + "; ask 1 3 @ 100; ask 1 3 @ 100 at 1") == [
+        "block 1 at site 1: 2 @ 100 with 3, 2 @ 100 with 4"
+    ]
+
+
+def test_a_run_given_fewer_lots_keeps_its_place() -> None:
+    two = "{0}; {0}; replace 1 to {1}; bid 2 @ 100 hours 2"
+    assert run(two.format("ask 1 3 @ 100 hours 2 stretch 2", "2 @ 100")) == [
+        "block 3 at site 1: 2 @ 100 with 1, 2 @ 100 with 1"
+    ]
+    assert run(two.format("ask 1 3 @ 100 hours 2 stretch 2", "4 @ 100")) == [
+        "block 3 at site 1: 2 @ 100 with 2, 2 @ 100 with 2"
+    ]
+
+
+def test_a_replaced_run_has_nothing_in_its_closed_hours() -> None:
+    assert run("ask 1 2 @ 100 hours 3 stretch 1; gate 0; replace 1 to 3 @ 100") == [
+        "1 replaced: 3 @ 100, 6 left"
+    ]
+
+
+def test_a_run_is_given_more_only_as_far_as_the_site_has_it_in_each_of_its_hours() -> None:
+    assert run("ask 1 10 @ 100 hours 2 stretch 1; replace 1 to 11 @ 100") == ["rejected CAPACITY_EXCEEDED"]
+    beside = "ask 1 3 @ 100 hours 2 stretch 1; ask 1 {} @ 100 hours 2 stretch 1 at {}; replace 1 to 4 @ 100"
+    assert run(beside.format(7, 1)) == ["rejected CAPACITY_EXCEEDED"]
+    assert run(beside.format(6, 1)) == ["1 replaced: 4 @ 100, 8 left"]
+    assert run(beside.format(10, 2)) == ["1 replaced: 4 @ 100, 8 left"]
+
+
+def test_a_run_may_change_its_price_beside_an_hour_that_is_oversold() -> None:
+    oversold = "ask 1 4 @ 100 at 1; bid 4 @ 100 at 1; ask 1 2 @ 100 hours 3 stretch 1; derate 1 to 0 at 1; "
+    assert run(oversold + "replace 3 to 2 @ 101") == ["3 replaced: 2 @ 101, 4 left"]
+
+
+def test_a_run_whose_hours_hold_no_other_order_stands_in_the_collar() -> None:
+    alone = "venue banded; ask 1 2 @ 100 hours 2 stretch 1; "
+    assert run(alone + "replace 1 to 2 @ 120") == ["1 replaced: 2 @ 120, 4 left"]
+    assert run(alone + "replace 1 to 2 @ 121") == ["rejected PRICE_OUTSIDE_COLLAR"]
+
+
+def test_replaces_of_blocks_and_runs_count_in_the_rate() -> None:
+    full = "venue rated; {0} hours 2; {0} hours 2; {0} hours 2; replace 1 to 1 @ 101"
+    assert run(full.format("bid 1 @ 100")) == ["rejected ORDER_TO_TRADE_EXCEEDED"]
+    assert run(full.format("ask 1 1 @ 100 stretch 1")) == ["rejected ORDER_TO_TRADE_EXCEEDED"]
+
+
 # -- groups ----------------------------------------------------------------------------------------------
 
 
@@ -378,6 +438,12 @@ def test_a_member_ended_by_its_own_group_of_trading_leaves_the_others() -> None:
     assert run("ask 1 1 @ 100; bid 2 @ 100 at 1 group a by 1; bid 2 @ 100 group a by 1") == [
         "3 ended self_trade, 2 left"
     ]
+
+
+def test_a_replaced_ask_of_a_group_is_worth_what_it_sells_for_and_the_dearest_of_the_rest() -> None:
+    two = "bid 1 @ 150; ask 1 2 @ 200 group a; ask 1 2 @ 100 at 1 group a; "
+    assert run(two + "money 1") == ["reserved 404000, committed 0, bond 0"]
+    assert run(two + "replace 2 to 2 @ 50; money 1") == ["reserved 101000, committed 0, bond 150000"]
 
 
 # -- capacity --------------------------------------------------------------------------------------------
@@ -443,6 +509,33 @@ def test_a_call_cuts_runs_too() -> None:
     ]
 
 
+def test_what_still_fits_is_not_cut() -> None:
+    assert run("ask 1 3 @ 100; ask 1 3 @ 100; ask 1 5 @ 90 hours 2 stretch 1; bid 5 @ 90 hours 2") == [
+        "block 4 at site 1: 5 @ 90 with 3, 5 @ 90 with 3",
+        "2 reduced capacity, 2 left",
+    ]
+    assert run("ask 1 1 @ 100; ask 1 10 @ 90 hours 2 stretch 1; bid 9 @ 90 hours 2") == [
+        "block 3 at site 1: 9 @ 90 with 2, 9 @ 90 with 2"
+    ]
+    assert run("ask 1 1 @ 100; ask 1 10 @ 90 hours 2 stretch 1; bid 10 @ 90 hours 2")[1:] == [
+        "1 ended capacity, 1 left"
+    ]
+
+
+def test_what_is_resold_is_passed_over_when_a_site_is_cut() -> None:
+    assert run("ask 1 4 @ 100; bid 4 @ 100; ask 1 4 @ 101; ask 1 4 @ 110 resell 1; derate 1 to 4 at 0") == [
+        "site 1 derated",
+        "3 ended capacity, 4 left",
+    ]
+
+
+def test_a_run_needs_room_in_its_own_hours_only() -> None:
+    assert run("ask 1 10 @ 100 hours 2 stretch 1; ask 1 5 @ 100 hours 2 stretch 1 at 2") == []
+    sold = "ask 1 4 @ 100 hours 2 stretch 1; bid 4 @ 100 hours 2; "
+    assert run(sold + "ask 1 6 @ 100 hours 2 stretch 1") == []
+    assert run(sold + "ask 1 7 @ 100 hours 2 stretch 1") == ["rejected CAPACITY_EXCEEDED"]
+
+
 # -- runs and blocks -------------------------------------------------------------------------------------
 
 
@@ -489,6 +582,32 @@ def test_a_gate_takes_a_runs_hour_and_the_stretch_that_is_too_short_then() -> No
     assert run(sold) == ["1 ended gate, 8 left"]
 
 
+def test_a_run_sells_nothing_of_an_hour_that_is_sold() -> None:
+    assert run("ask 1 4 @ 100 hours 3 stretch 1; bid 4 @ 100 hours 2; bid 1 @ 100 hours 2 at 1") == []
+
+
+def test_a_run_is_tested_for_each_lot_and_hour_it_would_leave() -> None:
+    offered = "ask 1 4 @ 100 hours 4 stretch 2; "
+    assert run(offered + "bid 1 @ 100 hours 2 at 1") == []
+    assert run(offered + "bid 3 @ 100 hours 3 at 1") == []
+
+
+def test_a_block_passes_over_runs_that_may_not_serve_it() -> None:
+    assert run("ask 1 1 @ 100 hours 2 stretch 2; bid 1 @ 100 hours 2 by 1") == []
+    graded = "ask 1 1 @ 99 hours 2 stretch 1; ask 1 1 @ 100 hours 2 stretch 1 carbon D; "
+    assert run(graded + "bid 1 @ 100 hours 2 from east L1 D S1") == [
+        "block 3 at site 1: 1 @ 100 with 2, 1 @ 100 with 2"
+    ]
+
+
+def test_runs_that_fill_a_block_together_are_within_its_limit_in_total() -> None:
+    two = "ask 1 1 @ 100 hours 2 stretch 1; ask 1 1 @ 120 hours 2 stretch 1; "
+    assert run(two + "bid 2 @ 109 hours 2") == []
+    assert run(two + "bid 2 @ 110 hours 2") == [
+        "block 3 at site 1: " + ", ".join(["1 @ 100 with 1, 1 @ 120 with 2"] * 2)
+    ]
+
+
 # -- retries ---------------------------------------------------------------------------------------------
 
 
@@ -518,6 +637,12 @@ def test_a_block_is_retried_when_its_last_hour_becomes_continuous() -> None:
 
 def test_what_was_ended_is_not_retried() -> None:
     assert run("bid 1 @ 100 hours 2; halt; resume; later 90; cancel 1; chores") == []
+
+
+def test_a_block_that_traded_before_its_retry_is_not_retried() -> None:
+    resumed = "bid 1 @ 100 hours 2; halt; resume; later 90; ask 1 1 @ 100; ask 1 1 @ 100 at 1"
+    assert run(resumed) == ["block 1 at site 1: 1 @ 100 with 2, 1 @ 100 with 3"]
+    assert run(resumed + "; chores") == []
 
 
 # -- band, collar and reference --------------------------------------------------------------------------
@@ -595,6 +720,16 @@ def test_a_market_orders_price_is_the_end_of_the_collar() -> None:
         "3 @ 97 with 1",
         "2 ended immediate, 1 left",
     ]
+
+
+def test_the_reference_price_is_the_average_of_the_last_lots_rounded_down() -> None:
+    """Of the last four lots one was traded at 105 and three at 104: 109 is just within 50 permille of 104."""
+    traded = (
+        "venue banded; ask 1 2 @ 100; bid 2 @ 100; ask 1 2 @ 105; bid 2 @ 105; ask 1 3 @ 104; bid 3 @ 104; "
+        "ask 1 1 @ {0}; bid 1 @ {0}"
+    )
+    assert run(traded.format(109)) == ["1 @ 109 with 7"]
+    assert run(traded.format(110)) == ["8 ended band, 1 left"]
 
 
 # -- halts and calls -------------------------------------------------------------------------------------
@@ -775,6 +910,12 @@ def test_a_replaced_offer_lists_its_hours_anew() -> None:
         "4 listed: 2 @ 91 at 13",
         "5 listed: 2 @ 91 at 14",
     ]
+
+
+def test_an_hour_that_closed_before_it_was_listed_is_passed_over() -> None:
+    assert (
+        run("venue short; standing bid 2 @ 90 at 13 until 17; gate 13; chores")[1] == "1 listed: 2 @ 90 at 14"
+    )
 
 
 # -- derating and resale ---------------------------------------------------------------------------------
