@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test check build fuzz bench-gateway bench-engine bench-auction lock clean
+.PHONY: run test check build fuzz mutants bench-gateway bench-engine bench-auction lock clean
 
 run: build  ## start the exchange with its own Postgres and run the main job
 	$(BIN)/cux demo $(ARGS)
@@ -22,6 +22,13 @@ build: $(READY)  ## compile the engine; without a C compiler it runs interpreted
 fuzz: build  ## the engine against its slow twin, for long
 	HYPOTHESIS_PROFILE=long $(BIN)/pytest --timeout 0 tests/test_engine_properties.py $(ARGS)
 
+# In a copy: what is mutated is never committed, and the tests of the house do not read it.
+mutants: $(READY)  ## what the tests of matching do not notice when it is mutated: tests/README.md
+	rm -rf .mutation && mkdir .mutation
+	cp -r pyproject.toml README.md benchmarks exchange gateway schemas settlement tests .mutation
+	cd .mutation && CUX_ENGINE=interpreted ../$(BIN)/mutmut run --max-children 2 $(ARGS)
+	cd .mutation && ../$(BIN)/mutmut results
+
 bench-gateway: build  ## what an order costs through the gateway, beside a bare WebSocket echo
 	$(BIN)/python -m benchmarks.gateway
 
@@ -37,7 +44,7 @@ lock: $(READY)  ## pin every dependency by version and hash
 		--all-extras --universal --python-version 3.11 pyproject.toml -o constraints.txt
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) .cux build exchange/__compiled__ exchange/*.so benchmarks/.cache
+	rm -rf $(VENV) .cux .mutation build exchange/__compiled__ exchange/*.so benchmarks/.cache
 
 $(READY): constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
