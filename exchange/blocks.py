@@ -72,6 +72,15 @@ def all_continuous(market: Market, block: Order) -> bool:
     return True
 
 
+def list_asks(block: Order) -> None:
+    """Let the sites have their asks at hand in every hour of the block's window."""
+    listed = block.book.listed
+    for hour in range(block.hour, block.hour + block.hours):
+        book = listed.at(hour)
+        if book is not None:
+            book.list_asks()
+
+
 def plan_block(market: Market, block: Order, sites: list[Site]) -> BlockPlan | None:
     """Return the cheapest way to fill the block from one of the sites, which ascend by number.
 
@@ -79,6 +88,7 @@ def plan_block(market: Market, block: Order, sites: list[Site]) -> BlockPlan | N
     """
     if not all_continuous(market, block):
         return None
+    list_asks(block)
     best: BlockPlan | None = None
     most = block.price * block.leaves_lots * block.hours
     served = block.served_by
@@ -179,7 +189,7 @@ def trade_block(market: Market, block: Order, plan: BlockPlan, events: Events) -
     for hour in sold:
         place = plan.site.hours[hour]
         if plan.of_runs:
-            cut_asks(market, place, events)
+            cut_asks(market, plan.site, place, hour, events)
         else:
             cut_runs(market, plan.site, place, hour, events)
 
@@ -265,9 +275,14 @@ def cut_runs(market: Market, site: Site, place: SiteHour, hour: int, events: Eve
         reduce_run(market, run, lots, EndReason.CAPACITY, events)
 
 
-def cut_asks(market: Market, place: SiteHour, events: Events) -> None:
+def cut_asks(market: Market, site: Site, place: SiteHour, hour: int, events: Events) -> None:
     """Cut the open hourly asks of a site-hour to what is left of its capacity, newest first."""
-    for ask in sorted(place.all_asks(), key=_newest_first):
+    book = site.listed.at(hour)
+    if book is None or place.asks == 0:
+        return
+    book.list_asks()
+    assert place.listed is not None
+    for ask in sorted(place.listed.values(), key=_newest_first):
         over = place.sold + place.open_asks - place.capacity
         if over <= 0 or place.open_asks == 0:
             return
@@ -359,7 +374,10 @@ def enter_block(
         listed = block.book.listed
         block.book = market.book(listed, block.hour)
         for hour in range(block.hour, block.hour + block.hours):
-            market.book(listed, hour).blocks[block.order_id] = block
+            book = market.book(listed, hour)
+            # Before an ask comes for the block: one that does not rest is not found later.
+            book.list_asks()
+            book.blocks[block.order_id] = block
 
 
 def enter_run(market: Market, run: Order, events: Events) -> None:

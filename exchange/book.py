@@ -20,6 +20,8 @@ HALTED: Final = 4
 CHUNK_BITS: Final = 12
 CHUNK: Final = 4096
 MAX_ORDER_ID: Final = 2**60
+MANY_LEVELS: Final = 16
+NEAR_MASK: Final = 511
 
 
 class Level:
@@ -66,7 +68,7 @@ class CellSide:
     A bids' side has the table of the supply cells that may serve it, an asks' side its reference price.
     """
 
-    __slots__ = ("best", "cell", "is_bid", "keys", "levels", "reference", "served_by")
+    __slots__ = ("best", "cell", "is_bid", "keys", "levels", "near", "reference", "served_by")
 
     def __init__(self, cell: int, is_bid: bool, served_by: bytes) -> None:
         self.cell = cell
@@ -76,6 +78,8 @@ class CellSide:
         self.levels: dict[int, Level] = {}
         self.keys: SortedList = SortedList()
         self.best: Level | None = None
+        # Where there are many levels, those found last by the end of their key: no number is made for them.
+        self.near: list[Level | None] = []
 
     def add(self, order: Order) -> None:
         """Put the order behind those of its price."""
@@ -84,10 +88,21 @@ class CellSide:
         if best is not None and best.key == key:
             best.append(order)
             return
-        level = self.levels.get(key)
-        if level is None:
-            level = self._appear(key)
+        near = self.near
+        level: Level | None
+        if near:
+            level = near[key & NEAR_MASK]
+            if level is None or level.key != key:
+                level = self._find(key)
+                near[key & NEAR_MASK] = level
+        else:
+            level = self._find(key)
         level.append(order)
+
+    def _find(self, key: int) -> Level:
+        """Return the level, which appears if there is none."""
+        level = self.levels.get(key)
+        return self._appear(key) if level is None else level
 
     def _appear(self, key: int) -> Level:
         """Let a level appear in its place."""
@@ -102,6 +117,8 @@ class CellSide:
             better.worse = level
         self.levels[key] = level
         self.keys.add(key)
+        if not self.near and len(self.levels) > MANY_LEVELS:
+            self.near = [None] * (NEAR_MASK + 1)
         return level
 
     def _vanish(self, level: Level) -> None:
@@ -114,6 +131,8 @@ class CellSide:
             self.levels[self.keys[index - 1]].worse = level.worse
         del self.levels[key]
         self.keys.remove(key)
+        if self.near:
+            self.near[key & NEAR_MASK] = None
 
     def remove(self, order: Order) -> None:
         """Take the order out."""
@@ -219,6 +238,7 @@ class Book:
         "collar_stale",
         "hour",
         "listed",
+        "lists_asks",
         "phase",
         "phase_since_ns",
         "recent_asks",
@@ -238,6 +258,8 @@ class Book:
         self.recent_bids: CellSide | None = None
         self.recent_asks: CellSide | None = None
         self.blocks: dict[int, Order] = {}
+        # Sites have their asks at hand only from the first block on, which may need them.
+        self.lists_asks = False
         self.collar_stale = True
         self.collar_low = 0
         self.collar_high = 0
@@ -264,6 +286,16 @@ class Book:
             self.recent_asks = found
         return found
 
+    def list_asks(self) -> None:
+        """From now on let each site have its asks at hand."""
+        if self.lists_asks:
+            return
+        self.lists_asks = True
+        for side in self.asks:
+            for ask in side.orders():
+                assert ask.site_hour is not None
+                ask.site_hour.list_ask(ask)
+
     def resting(self) -> list[Order]:
         """Return every hourly order that rests."""
         found: list[Order] = []
@@ -289,57 +321,41 @@ class Book:
 
 
 class SiteHour:
-    """A site's capacity in one hour, and what of it is sold or open."""
+    """A site's capacity in one hour, and what of it is sold or open.
 
-    __slots__ = ("asks", "by_price", "capacity", "newest", "open_asks", "open_runs", "sold")
+    The hourly `asks` are counted; once a block was tried in the hour they are `listed` by number too.
+    """
+
+    __slots__ = ("asks", "by_price", "capacity", "listed", "open_asks", "open_runs", "sold")
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.sold = 0
         self.open_asks = 0
         self.open_runs = 0
-        # The hourly asks are a chain, and sorted only for a block.
         self.asks = 0
-        self.newest: Order | None = None
+        self.listed: dict[int, Order] | None = None
         self.by_price: list[Order] | None = None
 
-    def add(self, ask: Order) -> None:
-        """Offer an hourly ask here."""
-        last = self.newest
-        ask.site_older = last
-        if last is not None:
-            last.site_newer = ask
-        self.newest = ask
-        self.asks += 1
+    def list_ask(self, ask: Order) -> None:
+        """Have an hourly ask at hand for blocks."""
+        if self.listed is None:
+            self.listed = {}
+        self.listed[ask.order_id] = ask
         self.by_price = None
 
     def remove(self, ask: Order) -> None:
-        """Offer it no more."""
-        older, newer = ask.site_older, ask.site_newer
-        if older is not None:
-            older.site_newer = newer
-        if newer is not None:
-            newer.site_older = older
-        else:
-            self.newest = older
-        ask.site_older = ask.site_newer = None
+        """Offer an hourly ask no more."""
         self.asks -= 1
-        self.by_price = None
-
-    def all_asks(self) -> list[Order]:
-        """Return the hourly asks, those that were entered last first."""
-        found: list[Order] = []
-        ask = self.newest
-        while ask is not None:
-            found.append(ask)
-            ask = ask.site_older
-        return found
+        if self.listed is not None:
+            del self.listed[ask.order_id]
+            self.by_price = None
 
     def best_first(self) -> list[Order]:
-        """Return the hourly asks by price, then time."""
+        """Return the listed asks by price, then time."""
         found = self.by_price
         if found is None:
-            found = sorted(self.all_asks(), key=_price_time)
+            found = [] if self.listed is None else sorted(self.listed.values(), key=_price_time)
             self.by_price = found
         return found
 

@@ -88,10 +88,13 @@ class Engine:
             market.first_ns = time_ns
             market.time_ns = time_ns
             return self._open_era(command)
-        events: Events = []
-        if market.due and market.due[0][0] <= time_ns:
-            events = self._do_due(time_ns)
-        market.pass_time(time_ns)
+        done: Events | None = None
+        if time_ns >= market.next_due_ns:
+            done = self._do_due(time_ns)
+        if time_ns >= market.turns_ns or time_ns > market.next_forget_ns:
+            market.pass_time(time_ns)
+        else:
+            market.time_ns = time_ns
         try:
             if isinstance(command, slots.EnterOrder):
                 answer = enter(market, command)
@@ -103,7 +106,7 @@ class Engine:
                 answer = self._dispatch(command)
         except Refusal as refusal:
             answer = [refusal.event]
-        return events + answer if events else answer
+        return done + answer if done else answer
 
     def _dispatch(self, command: object) -> Events:
         market = self.market
@@ -231,6 +234,7 @@ class Engine:
                 order = market.orders.get(number)
                 if order is not None:
                     events.append(market.end(order, EndReason.EXPIRED))
+        market.set_next_due()
         return events
 
     def _close_gate(self, hour: int) -> Events:

@@ -115,7 +115,7 @@ def enter(market: Market, command: EnterOrder, listing: Listing | None = None) -
         order.served_by = command.requirement.served_by
     order.site = site
     order.position = position
-    if order.is_market:
+    if command.is_market:
         _price_market_order(market, book, order)
     elif market.collar_permille:
         if book.collar_stale:
@@ -124,7 +124,8 @@ def enter(market: Market, command: EnterOrder, listing: Listing | None = None) -
             market.check_collar(book, price)
     if account.cash < 0 or account.is_suspended:
         market.check_status(account)
-    if market.free_orders_per_hour:
+    free = market.free_orders_per_hour
+    if free and account.orders_in_hour >= free:
         market.check_rate(account)
     if account.open_orders >= market.open_orders_max:
         refuse(RejectReason.TOO_MANY_OPEN_ORDERS, "account", f"{market.open_orders_max} open orders")
@@ -359,7 +360,11 @@ def _accept(market: Market, order: Order, group: Group | None, listing: Listing 
     account.open_orders += 1
     if market.free_orders_per_hour:
         market.count_order(account)
-    if order.time_in_force == GTD and order.expire_ns < order.hour * HOUR_NS - market.gate_ns:
+    if (
+        order.special is not None
+        and order.time_in_force == GTD
+        and order.expire_ns < order.hour * HOUR_NS - market.gate_ns
+    ):
         # At the gate the order ends anyway; a later expiry would only lie in the queue.
         market.push_due(order.expire_ns, DUE_EXPIRY, order.order_id)
     if listing is not None:
@@ -395,8 +400,9 @@ def _accept_hourly(
     order.worth_micros = order.price * order.lots * order.tick_lot_micros
     plan: Plan | None = None
     if phase == CONTINUOUS:
-        order.passes_own = order.post_only or order.time_in_force == FOK or order.min_lots > 0
-        plan = plan_of(market, order)
+        if order.special is not None:
+            order.passes_own = order.post_only or order.time_in_force == FOK or order.min_lots > 0
+        plan = plan_of(market, order, order.min_lots)
         if plan is not None:
             improve_worth(order, group, plan)
     try:
@@ -404,9 +410,10 @@ def _accept_hourly(
     except Exception:
         improve_worth(order, group, plan, -1)
         raise
-    order.passes_own = order.post_only
-    if order.display_lots:
-        order.shown_lots = order.display_lots
+    if order.special is not None:
+        order.passes_own = order.post_only
+        if order.display_lots:
+            order.shown_lots = order.display_lots
     order.book = market.book(order.book.listed, order.hour)
     site = order.site
     if site is not None:
@@ -414,7 +421,9 @@ def _accept_hourly(
         if place is None:
             place = market.site_hour(site, order.hour)
             order.site_hour = place
-        place.add(order)
+        place.asks += 1
+        if order.book.lists_asks:
+            place.list_ask(order)
         take_room(order, order.lots)
     if phase == CONTINUOUS:
         match(market, order, plan, events)

@@ -32,18 +32,20 @@ def check_phase(phase: int, time_in_force: int, is_market: bool, min_lots: int, 
         )
 
 
-def plan_of(market: Market, order: Order) -> Plan | None:
+def plan_of(market: Market, order: Order, min_lots: int) -> Plan | None:
     """Return what the order would trade now, None if it meets nothing, or refuse it for what it says."""
     plan: Plan | None = None
     sides = open_sides(order.book, order)
     if sides is not None:
         plan = plan_hourly(sides, order, market.band_permille)
+    if order.special is None:
+        return plan
     filled = 0 if plan is None else plan.lots
     if order.post_only and filled:
         refuse(RejectReason.POST_ONLY_WOULD_TRADE, "post_only", "a price that meets nothing")
     if order.time_in_force == FOK and filled < order.leaves_lots:
         refuse(RejectReason.NOT_FILLABLE, "lots", f"{filled} lots can be had")
-    if filled < order.min_lots:
+    if filled < min_lots:
         refuse(RejectReason.MINIMUM_NOT_FILLABLE, "min_lots", f"{filled} lots can be had")
     return plan
 
@@ -89,11 +91,12 @@ def match(market: Market, order: Order, plan: Plan | None, events: Events) -> No
         if plan.stopped == AT_BAND:
             _stop_at_band(market, order, events)
             return
-    if order.time_in_force != IOC:
+    time_in_force = order.time_in_force
+    if time_in_force != IOC:
         market.rest(order)
-    if not order.is_bid and book.phase == CONTINUOUS:
+    if not order.is_bid and book.blocks and book.phase == CONTINUOUS:
         serve_blocks(market, order, events)
-    if order.leaves_lots and order.time_in_force == IOC:
+    if time_in_force == IOC and order.leaves_lots:
         events.append(market.end(order, EndReason.IMMEDIATE))
 
 
@@ -162,23 +165,21 @@ def replace(market: Market, order: Order, lots: int, price: int) -> Events:
     site = order.site
     if site is not None and more > 0:
         check_room(site.capacity, order.site_hour, order.position, more)
-    was = (order.lots, order.price, order.leaves_lots, order.worth_micros, order.min_lots)
+    was = (order.lots, order.price, order.leaves_lots, order.worth_micros)
     order.lots, order.price = lots, price
     order.leaves_lots += more
     order.worth_micros = price * order.leaves_lots * order.tick_lot_micros
-    order.min_lots = 0
     plan: Plan | None = None
     try:
         if book.phase == CONTINUOUS:
-            plan = plan_of(market, order)
+            plan = plan_of(market, order, 0)
             improve_worth(order, order.exclusive, plan)
         reserved = market.fund(order)
     except Exception:
         # A refused replace leaves the order as it was.
         improve_worth(order, order.exclusive, plan, -1)
-        order.lots, order.price, order.leaves_lots, order.worth_micros, order.min_lots = was
+        order.lots, order.price, order.leaves_lots, order.worth_micros = was
         raise
-    order.min_lots = was[4]
     market.unrest(order)
     if site is not None:
         take_room(order, more)

@@ -71,6 +71,7 @@ def _check_places(market: Market) -> None:
     asks: dict[tuple[int, int], int] = {}
     runs: dict[tuple[int, int], int] = {}
     resold: dict[int, int] = {}
+    hourly: dict[tuple[int, int], list[Order]] = {}
     for order in market.orders.all():
         if order.is_bid:
             _check_quantity(order)
@@ -87,6 +88,7 @@ def _check_places(market: Market) -> None:
             continue
         _check_quantity(order)
         assert order.site_hour is site.hours[order.hour]
+        hourly.setdefault((site.number, order.hour), []).append(order)
         if position is not None:
             resold[position.trade.trade_id] = resold.get(position.trade.trade_id, 0) + order.leaves_lots
         else:
@@ -101,12 +103,17 @@ def _check_places(market: Market) -> None:
             assert place.open_runs == runs.pop((number, hour), 0), (number, hour)
             for open_lots in (place.open_asks, place.open_runs):
                 assert open_lots == 0 or place.sold + open_lots <= place.capacity, (number, hour)
-            at_site = place.all_asks()
+            at_site = hourly.pop((number, hour), [])
             assert len(at_site) == place.asks
-            assert all(ask.site_hour is place and ask.leaves_lots for ask in at_site)
+            book = site.listed.books.get(hour)
+            assert place.listed is None or (book is not None and book.lists_asks)
+            if book is not None and book.lists_asks:
+                listed = [] if place.listed is None else list(place.listed.values())
+                assert sorted(listed, key=lambda o: o.order_id) == at_site
             if place.by_price is not None:
                 assert place.by_price == sorted(at_site, key=lambda o: (o.price, o.priority))
     assert not asks
+    assert not hourly
     assert not any(runs.values())
 
 
@@ -122,6 +129,7 @@ def _check_side(side: CellSide) -> None:
     keys = list(side.keys)
     assert keys == sorted(side.levels)
     assert side.best is (side.levels[keys[0]] if keys else None)
+    assert all(level is None or side.levels[level.key] is level for level in side.near)
     for key, level in side.levels.items():
         order, last = level.oldest, None
         assert order is not None

@@ -89,6 +89,7 @@ class Market:
         self.last_offer_id = 0
         self.last_priority = 0
         self.due: list[tuple[int, int, int]] = []
+        self.next_due_ns = NEVER_NS
         self.gates: dict[int, bool] = {}
         # Contracts in a call or clearing, by class and hour.
         self.in_call: dict[tuple[str, int], Book] = {}
@@ -173,12 +174,17 @@ class Market:
     def push_due(self, due_ns: int, kind: int, number: int) -> None:
         """Have something done at its time."""
         heappush(self.due, (due_ns, kind, number))
+        self.set_next_due()
+
+    def set_next_due(self) -> None:
+        """Note when the next work falls due."""
+        self.next_due_ns = self.due[0][0] if self.due else NEVER_NS
 
     def watch_gate(self, hour: int) -> None:
         """See to it that the gate of this delivery hour closes what stands in it."""
         if hour not in self.gates:
             self.gates[hour] = True
-            heappush(self.due, (gate_before(hour, self.gate_ns), DUE_GATE, hour))
+            self.push_due(gate_before(hour, self.gate_ns), DUE_GATE, hour)
 
     # -- contracts -----------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Final
 
 from mypy_extensions import mypyc_attr
 
-from exchange.slots import EnterOrder, Traded
+from exchange.slots import CANCEL_TAKER, GTC, EnterOrder, Traded
 from schemas.venue import Venue
 
 if TYPE_CHECKING:
@@ -109,7 +109,8 @@ class Order(Pledge):
     A bid's `served_by` is the table of the supply cells that may serve it.
     `leaves_lots` is what is open: lot-hours of a run, whose `run_lots` are by hour from its first. Of
     them `shown_lots` stand in the queue. `priority` is the time in the queue. `worth_micros` is the most
-    that trades still to come may be worth.
+    that trades still to come may be worth. `special` is the command where it said more than a plain order
+    does: most orders are plain, and small.
     """
 
     __slots__ = (
@@ -117,41 +118,32 @@ class Order(Pledge):
         "book",
         "cell",
         "client_order_id",
-        "display_lots",
         "entered_lots",
         "entered_price",
         "exclusive",
-        "expire_ns",
         "filled_lots",
         "hour",
         "hours",
         "is_bid",
-        "is_market",
         "leaves_lots",
         "level",
         "listing",
         "lots",
-        "min_hours",
-        "min_lots",
         "newer",
         "older",
         "order_id",
         "passes_own",
         "position",
-        "post_only",
         "price",
         "priority",
         "run_lots",
-        "self_trade",
         "served_by",
         "shown_lots",
         "side",
         "site",
         "site_hour",
-        "site_newer",
-        "site_older",
+        "special",
         "tick_lot_micros",
-        "time_in_force",
         "valid_until_ns",
         "worth_micros",
     )
@@ -160,47 +152,79 @@ class Order(Pledge):
         self, order_id: int, account: Account, command: EnterOrder, book: "Book", tick_lot_micros: int
     ) -> None:
         super().__init__()
-        self.order_id = order_id
-        self.account = account
-        self.client_order_id = command.client_order_id
-        self.valid_until_ns = command.valid_until_ns
-        self.is_bid = command.is_bid
-        self.is_market = command.is_market
-        self.book = book
-        self.hour = command.delivery_hour
-        self.hours = command.hours
-        self.lots = command.lots
-        self.entered_lots = command.lots
-        self.price = command.price_ticks
-        self.entered_price = command.price_ticks
-        self.time_in_force = command.time_in_force
-        self.expire_ns = command.expire_ns
-        self.min_lots = command.min_lots
-        self.display_lots = command.display_lots
-        self.post_only = command.post_only
-        self.self_trade = command.self_trade
-        self.min_hours = command.min_hours
-        self.tick_lot_micros = tick_lot_micros
-        self.cell = 0
-        self.served_by = b""
-        self.leaves_lots = command.lots
-        self.shown_lots = command.lots
-        self.filled_lots = 0
-        self.priority = 0
-        self.worth_micros = 0
-        self.passes_own = False
-        self.exclusive: Group | None = None
-        self.listing: Listing | None = None
-        self.site: Site | None = None
-        self.site_hour: SiteHour | None = None
-        self.position: Fill | None = None
-        self.run_lots: list[int] | None = None
-        self.side: CellSide | None = None
-        self.site_older: Order | None = None
-        self.site_newer: Order | None = None
-        self.level: Level | None = None
+        # What a cancel and a neighbour need stands together at the front: the order is long not at hand.
         self.older: Order | None = None
         self.newer: Order | None = None
+        self.level: Level | None = None
+        self.account = account
+        self.order_id = order_id
+        self.leaves_lots = command.lots
+        self.shown_lots = command.lots
+        self.is_bid = command.is_bid
+        self.passes_own = False
+        self.hours = command.hours
+        self.side: CellSide | None = None
+        self.worth_micros = 0
+        self.exclusive: Group | None = None
+        self.listing: Listing | None = None
+        self.site_hour: SiteHour | None = None
+        self.position: Fill | None = None
+        self.valid_until_ns = command.valid_until_ns
+        self.client_order_id = command.client_order_id
+        self.price = command.price_ticks
+        self.special: EnterOrder | None = command if is_special(command) else None
+        self.priority = 0
+        self.filled_lots = 0
+        self.tick_lot_micros = tick_lot_micros
+        self.book = book
+        self.cell = 0
+        self.site: Site | None = None
+        self.hour = command.delivery_hour
+        self.lots = command.lots
+        self.entered_lots = command.lots
+        self.entered_price = command.price_ticks
+        self.served_by = b""
+        self.run_lots: list[int] | None = None
+
+    @property
+    def is_market(self) -> bool:
+        """Whether it was entered without a price."""
+        return self.special is not None and self.special.is_market
+
+    @property
+    def time_in_force(self) -> int:
+        """How long it stays open, as in `exchange.slots`."""
+        return GTC if self.special is None else self.special.time_in_force
+
+    @property
+    def expire_ns(self) -> int:
+        """When it ends, 0 if at no time of its own."""
+        return 0 if self.special is None else self.special.expire_ns
+
+    @property
+    def min_lots(self) -> int:
+        """The least it takes when it is entered."""
+        return 0 if self.special is None else self.special.min_lots
+
+    @property
+    def display_lots(self) -> int:
+        """The most it shows, 0 for all."""
+        return 0 if self.special is None else self.special.display_lots
+
+    @property
+    def post_only(self) -> bool:
+        """Whether it never takes."""
+        return self.special is not None and self.special.post_only
+
+    @property
+    def self_trade(self) -> int:
+        """What gives way when it meets its own group, as in `exchange.slots`."""
+        return CANCEL_TAKER if self.special is None else self.special.self_trade
+
+    @property
+    def min_hours(self) -> int:
+        """The shortest stretch that a run sells."""
+        return 0 if self.special is None else self.special.min_hours
 
     @property
     def is_block(self) -> bool:
@@ -249,6 +273,20 @@ class Order(Pledge):
             and (None if group is None else group.name) == command.exclusive_group
             and (0 if position is None else position.trade.trade_id) == command.position
         )
+
+
+def is_special(command: EnterOrder) -> bool:
+    """Say whether the command has any of the terms that are read from it later."""
+    return (
+        command.time_in_force != GTC
+        or command.is_market
+        or command.expire_ns != 0
+        or command.min_lots != 0
+        or command.display_lots != 0
+        or command.post_only
+        or command.self_trade != CANCEL_TAKER
+        or command.min_hours != 0
+    )
 
 
 class Group(Pledge):

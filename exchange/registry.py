@@ -227,7 +227,7 @@ def _derate(market: Market, command: DerateSite) -> Events:
         place.capacity = command.capacity_lots
         if place.sold > place.capacity:
             oversold.append(hour)
-        cut_asks(market, place, cuts)
+        cut_asks(market, site, place, hour, cuts)
         cut_runs(market, site, place, hour, cuts)
     events: Events = [SiteDerated(site.number, tuple(oversold))]
     return events + cuts
