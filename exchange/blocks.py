@@ -183,7 +183,7 @@ def trade_block(market: Market, block: Order, plan: BlockPlan, events: Events) -
         else:
             market.fill(ask, leg.lots)
         sold[leg.hour] = True
-        trades.append(market.book_trade(block, ask, leg.hour, ask.price, leg.lots, 1, value))
+        trades.append(market.book_trade(block, ask, leg.hour, ask.price, leg.lots, 1))
     events.append(slots.BlockTraded(block.order_id, plan.site.number, trades))
     events += thinned
     for hour in sold:

@@ -171,8 +171,7 @@ def _trade(market: Market, bid: Order, ask: Order, price: int, lots: int, events
     ask.worth_micros -= ask.price * value
     thinned = market.thin_group(bid, lots)
     thinned += market.thin_group(ask, lots)
-    # Its reserve is for its limit: what an ask is sold for above that puts up no more.
-    events.append(market.book_trade(bid, ask, bid.hour, price, lots, 0, ask.price * value))
+    events.append(market.book_trade(bid, ask, bid.hour, price, lots, 0))
     events += thinned
     place = ask.site_hour
     assert place is not None

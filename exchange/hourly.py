@@ -118,9 +118,7 @@ def trade(market: Market, taker: Order, maker: Order, lots: int, events: Events)
             _count_sale(ask.exclusive, ask, price, lots, -1)
         thinned = market.thin_group(bid, lots)
         thinned += market.thin_group(ask, lots)
-    events.append(
-        market.book_trade(bid, ask, bid.hour, price, lots, 1 if taker.is_bid else -1, price * value)
-    )
+    events.append(market.book_trade(bid, ask, bid.hour, price, lots, 1 if taker.is_bid else -1))
     if thinned is not None:
         events += thinned
     if market.collar_permille or market.band_permille:

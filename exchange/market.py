@@ -598,25 +598,29 @@ class Market:
         price: int,
         lots: int,
         taker: int,
-        seller_notional: int,
     ) -> slots.Traded:
-        """Move the money of a trade, which quantities and worths already show, and return its event.
-
-        The seller's bond and fee are of `seller_notional`.
-        """
+        """Move the money of a trade, which quantities and worths already show, and return its event."""
         self.last_trade_id += 1
         terms = self.terms
         notional = price * lots * bid.tick_lot_micros
         bid_pledge, ask_pledge = bid.pledge, ask.pledge
         buyer_fee = bid_pledge.charge_fee(terms.taker_fee_ppm if taker > 0 else terms.maker_fee_ppm, notional)
-        seller_fee = ask_pledge.charge_fee(
-            terms.taker_fee_ppm if taker < 0 else terms.maker_fee_ppm, seller_notional
-        )
-        bond = ask_pledge.charge_bond(terms.bond_permille, seller_notional)
+        seller_rate = terms.taker_fee_ppm if taker < 0 else terms.maker_fee_ppm
+        fee_before, bond_before = ask_pledge.fee_accrued, ask_pledge.bond_accrued
+        seller_fee = ask_pledge.charge_fee(seller_rate, notional)
+        bond = ask_pledge.charge_bond(terms.bond_permille, notional)
         bid_keeps, ask_keeps = bid.required_micros(terms), ask.required_micros(terms)
         buyer_back = bid_pledge.reserved_micros - notional - buyer_fee - bid_keeps
         seller_back = ask_pledge.reserved_micros - bond - seller_fee - ask_keeps
         buyer, seller = bid.account, ask.account
+        if seller_back < 0 and seller.cash + seller_back < 0:
+            # Sold in a call above its limit, for which alone it has reserved, and its cash does not do.
+            ask_pledge.fee_accrued, ask_pledge.bond_accrued = fee_before, bond_before
+            at_limit = ask.price * lots * ask.tick_lot_micros
+            seller_fee = ask_pledge.charge_fee(seller_rate, at_limit)
+            bond = ask_pledge.charge_bond(terms.bond_permille, at_limit)
+            ask_keeps = ask.required_micros(terms)
+            seller_back = ask_pledge.reserved_micros - bond - seller_fee - ask_keeps
         buyer.reserved -= notional + buyer_fee + buyer_back
         buyer.committed += notional
         buyer.cash += buyer_back

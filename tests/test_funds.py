@@ -330,14 +330,19 @@ class Pledges:
         assert pledge.open or pledge.reserved == 0
 
     def trade(self, trade: Traded) -> None:
-        assert min(trade.buyer_released_micros, trade.seller_released_micros) >= 0
+        # Only in a call, at a price above its limit, does an ask put up more than it has reserved.
+        assert min(trade.buyer_released_micros, trade.seller_released_micros) >= 0 or (
+            trade.taker is None and trade.price_ticks > self.price[trade.ask_order_id]
+        )
         buyer, seller = self.of[trade.bid_order_id], self.of[trade.ask_order_id]
         buyer.reserved -= trade.notional_micros + trade.buyer_fee_micros + trade.buyer_released_micros
         seller.reserved -= trade.bond_micros + trade.seller_fee_micros + trade.seller_released_micros
         assert min(buyer.reserved, seller.reserved) >= 0
-        # In a call an ask puts up bond and fee as at its limit, and nobody takes.
+        # In a call nobody takes, and an ask without the cash for a better price puts up as at its limit.
         worth = trade.notional_micros
-        if trade.taker is None:
+        if trade.taker is None and seller.bonds + trade.bond_micros != floor(
+            seller.bonds_owed + self.bond * worth
+        ):
             worth = worth * self.price[trade.ask_order_id] // trade.price_ticks
         for side, pledge, fee, of in (
             (Side.BUY, buyer, trade.buyer_fee_micros, trade.notional_micros),
