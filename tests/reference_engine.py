@@ -160,7 +160,7 @@ class Contract:
         self.key = key
         self.phase = phase
         self.since_ns = since_ns
-        # By supply cell: prices and lots traded one by one since the last call, and the last call's price.
+        # By supply cell: the price at which it last cleared, and prices and lots traded one by one since.
         self.tape: dict[Cell, list[tuple[int, int]]] = {}
         self.call_prices: dict[Cell, int] = {}
         self.traded: set[Cell] = set()
@@ -280,6 +280,9 @@ class ReferenceEngine:
 
     def gate(self, hour: int) -> int:
         return hour * HOUR_NS - self.venue.gate_seconds * SECOND_NS
+
+    def first_open_hour(self) -> int:
+        return (self.now + self.venue.gate_seconds * SECOND_NS) // HOUR_NS + 1
 
     def listed(self, hour: int) -> int:
         return (hour - self.venue.horizon_hours) * HOUR_NS
@@ -597,7 +600,7 @@ class ReferenceEngine:
                 yield RejectReason.BEYOND_HORIZON
             if self.gate(order.hours[0]) <= self.now:
                 yield RejectReason.GATE_CLOSED
-        if not self.phase_takes(order):
+        if not self.phase_takes(order, new):
             yield RejectReason.WRONG_PHASE
         collar = self.collar(first)
         if command.order_type is OrderType.MARKET:
@@ -619,7 +622,7 @@ class ReferenceEngine:
             if (
                 order.pledge.has_traded
                 or (one.side, one.lots, one.hours > 1) != (command.side, command.lots, command.hours > 1)
-                or any(key in other.contracts for other in alternatives for key in order.contracts)
+                or any(other.contracts == order.contracts for other in alternatives)
             ):
                 yield RejectReason.GROUP_MISMATCH
             if len(alternatives) >= 8:
@@ -651,14 +654,15 @@ class ReferenceEngine:
         if ask.is_run and len(runs) >= self.venue.limits.resting_runs_max:
             yield RejectReason.TOO_MANY_RESTING_RUNS
 
-    def phase_takes(self, order: TwinOrder) -> bool:
+    def phase_takes(self, order: TwinOrder, new: bool) -> bool:
         command, phases = order.command, self.phases(order)
         if not order.is_hourly:
             if command.time_in_force is TimeInForce.IOC:
                 return all(phase is Phase.CONTINUOUS for phase in phases)
             return not any(phase in (Phase.HALTED, Phase.CLEARING) for phase in phases)
         if phases[0] in (Phase.PRE_OPEN, Phase.CALL):
-            return command.time_in_force in RESTING and not command.min_lots and not command.post_only
+            odd = new and (command.min_lots > 0 or command.post_only)
+            return command.time_in_force in RESTING and not odd
         return phases[0] is Phase.CONTINUOUS and command.time_in_force is not TimeInForce.AUCTION
 
     def submit(self, order: TwinOrder, new: bool) -> RejectReason | list[AnyEvent]:
@@ -682,10 +686,7 @@ class ReferenceEngine:
                     there = [
                         o
                         for o in self.open_orders()
-                        if o.is_block
-                        and o is not order
-                        and o not in evicted
-                        and (command.class_code, hour) in o.contracts
+                        if o.is_block and o is not order and (command.class_code, hour) in o.contracts
                     ]
                     if len(there) >= self.venue.limits.resting_blocks_max:
                         worst = min(there, key=lambda o: (o.price, -o.place))
@@ -703,13 +704,17 @@ class ReferenceEngine:
         pledge.reserved += change
         self.entries.append((command.account, self.now // HOUR_NS))
         events: list[AnyEvent] = [self.admitted(order, change, new)]
-        if not order.is_run:
+        self.show(order)
+        if order.is_hourly or (
+            order.is_block and legs is None and command.time_in_force is not TimeInForce.IOC
+        ):
             for key in order.contracts:
                 self.contract(key)
         if order.is_block:
             if legs is not None:
                 return [*events, *self.trade_block(order, legs)]
-            events += [self.end(other, EndReason.EVICTED) for other in evicted]
+            for other in sorted(set(evicted), key=lambda o: o.number):
+                events.append(self.end(other, EndReason.EVICTED))
         else:
             events += self.take(order, plan)
         if order.is_open and command.time_in_force in (TimeInForce.IOC, TimeInForce.FOK):
@@ -718,6 +723,8 @@ class ReferenceEngine:
 
     def admitted(self, order: TwinOrder, change: int, new: bool) -> AnyEvent:
         if not new:
+            if order.is_run:
+                self.wake_blocks(order)
             return OrderReplaced(
                 order.number, order.command.account, order.total, order.price, order.leaves, change
             )
@@ -786,7 +793,6 @@ class ReferenceEngine:
             events += self.trade_hourly(bid, ask, maker.price, lots, command.side)
         if not order.is_open:
             return events
-        self.show(order)
         contract = self.quiet(order.contracts[0])
         if plan.stop is EndReason.SELF_TRADE:
             return [*events, self.end(order, EndReason.SELF_TRADE)]
@@ -939,8 +945,7 @@ class ReferenceEngine:
                 legs = self.block_legs(order, sorted(self.sites))
                 traded = [] if legs is None else self.trade_block(order, legs)
                 return [BlockRetried(order.number), *traded]
-        known = any(order.number == command.order_id for order in self.orders)
-        return [Rejected(RejectReason.NOTHING_TO_CHANGE if known else RejectReason.UNKNOWN_ORDER)]
+        return [Rejected(RejectReason.NOTHING_TO_CHANGE)]
 
     # -- capacity ------------------------------------------------------------------------------------
 
@@ -968,7 +973,7 @@ class ReferenceEngine:
         events: list[AnyEvent] = []
         for hour in hours:
             free = self.capacity(site, hour) - self.sold(site, hour)
-            for ask in reversed(self.asks_of(site, hour)):
+            for ask in sorted(self.asks_of(site, hour), key=lambda o: -o.place):
                 there = [o for o in self.asks_of(site, hour) if o.is_run == runs]
                 excess = min(sum(o.open_at(hour) for o in there) - max(0, free), ask.open_at(hour))
                 if ask not in there or excess <= 0:
@@ -1017,10 +1022,15 @@ class ReferenceEngine:
         if command.site not in self.sites:
             return [Rejected(RejectReason.UNKNOWN_SITE)]
         site, hours = self.sites[command.site], range(command.from_hour, command.until_hour)
-        if not 1 <= len(hours) <= 744:
-            return [Rejected(RejectReason.HOURS_OUT_OF_RANGE)]
         if not 0 <= command.capacity_lots <= site.capacity_lots:
             return [Rejected(RejectReason.QUANTITY_OUT_OF_RANGE)]
+        if not 1 <= len(hours) <= 744:
+            return [Rejected(RejectReason.HOURS_OUT_OF_RANGE)]
+        if self.gate(hours[-1]) <= self.now:
+            return [Rejected(RejectReason.GATE_CLOSED)]
+        if not (site.from_hour <= hours[0] and hours[-1] < site.until_hour):
+            return [Rejected(RejectReason.SITE_NOT_CERTIFIED)]
+        hours = range(max(hours[0], self.first_open_hour()), hours[-1] + 1)
         self.capacities |= {(command.site, hour): command.capacity_lots for hour in hours}
         oversold = [hour for hour in hours if self.sold(command.site, hour) > command.capacity_lots]
         events: list[AnyEvent] = [SiteDerated(command.site, tuple(oversold))]
@@ -1134,26 +1144,31 @@ class ReferenceEngine:
         account, limits = command.account, self.venue.limits
         if account not in self.groups:
             return [Rejected(RejectReason.UNKNOWN_ACCOUNT)]
-        mine = [o for o in self.offers if o.command.account == account and self.is_live(o)]
-        if any(o.command.name == command.name for o in mine):
+        mine = [o for o in self.offers if o.command.account == account]
+        if any(
+            o.command.name == command.name and (o.lists or o.command.valid_until_ns >= self.now) for o in mine
+        ):
             return [Rejected(RejectReason.DUPLICATE_OFFER)]
         for reason in self.validity(command.valid_until_ns):
             return [Rejected(reason)]
+        if not 1 <= command.lots <= limits.order_max_lots:
+            return [Rejected(RejectReason.QUANTITY_OUT_OF_RANGE)]
+        if not 1 <= command.hours <= min(limits.block_max_hours, command.until_hour - command.from_hour):
+            return [Rejected(RejectReason.HOURS_OUT_OF_RANGE)]
         if not self.curve_holds(command.price_curve):
             return [Rejected(RejectReason.CURVE_OUT_OF_RANGE)]
-        hours = command.until_hour - command.from_hour
-        if not 1 <= command.hours <= hours:
-            return [Rejected(RejectReason.HOURS_OUT_OF_RANGE)]
         example = self.listing(command, command.from_hour, max(command.price_curve))
         for reason in self.form_refusals(example):
             if reason is not RejectReason.SITE_NOT_CERTIFIED:
                 return [Rejected(reason)]
-        if account in self.suspended:
-            return [Rejected(RejectReason.ACCOUNT_SUSPENDED)]
-        if len(mine) >= limits.standing_offers_max:
-            return [Rejected(RejectReason.TOO_MANY_STANDING_OFFERS)]
         offer = Offer(len(self.offers) + 1, command, command.from_hour)
         self.pass_over(offer)
+        if not self.has_next(offer):
+            return [Rejected(RejectReason.GATE_CLOSED)]
+        if account in self.suspended:
+            return [Rejected(RejectReason.ACCOUNT_SUSPENDED)]
+        if sum(o.lists for o in mine) >= limits.standing_offers_max:
+            return [Rejected(RejectReason.TOO_MANY_STANDING_OFFERS)]
         self.offers.append(offer)
         return [StandingOfferEntered(offer.number, account)]
 
@@ -1197,9 +1212,9 @@ class ReferenceEngine:
         )
 
     def is_due(self, offer: Offer) -> bool:
-        return (
-            offer.lists and self.has_next(offer) and self.is_listed(offer.next_hour + offer.command.hours - 1)
-        )
+        """Say whether the offer can list its next hours, or end for want of any."""
+        last = offer.next_hour + offer.command.hours - 1
+        return offer.lists and (not self.has_next(offer) or self.is_listed(last))
 
     def list_offer(self, command: ListStandingOffer) -> list[AnyEvent]:
         offer = next((o for o in self.offers if o.number == command.offer_id and o.lists), None)
@@ -1210,10 +1225,10 @@ class ReferenceEngine:
         self.pass_over(offer)
         events: list[AnyEvent] = []
         curve, listed = offer.command.price_curve, 0
-        while self.is_due(offer) and listed + offer.command.hours <= 24:
+        while self.has_next(offer) and self.is_due(offer) and listed < 24:
             hour = offer.next_hour
             offer.next_hour += offer.command.hours
-            listed += offer.command.hours
+            listed += 1
             # The first of January 1970 was a Thursday.
             price = curve[(hour + 72) % 168 % len(curve)]
             if price:
@@ -1233,7 +1248,7 @@ class ReferenceEngine:
         for reason in self.validity(command.valid_until_ns):
             return [Rejected(reason)]
         offer = self.named_offer(command.offer_id, command.account)
-        if offer is None:
+        if offer is None or not offer.lists:
             return [Rejected(RejectReason.UNKNOWN_OFFER)]
         if not self.curve_holds(command.price_curve):
             return [Rejected(RejectReason.CURVE_OUT_OF_RANGE)]
@@ -1252,9 +1267,11 @@ class ReferenceEngine:
         offer = self.named_offer(command.offer_id, command.account)
         if offer is None:
             return [Rejected(RejectReason.UNKNOWN_OFFER)]
-        offer.lists = False
-        ended = StandingOfferEnded(offer.number, command.account, EndReason.WITHDRAWN)
-        return [ended, *self.withdraw_listed(offer)]
+        events: list[AnyEvent] = []
+        if offer.lists:
+            offer.lists = False
+            events.append(StandingOfferEnded(offer.number, command.account, EndReason.WITHDRAWN))
+        return events + self.withdraw_listed(offer)
 
     def withdraw_listed(self, offer: Offer) -> list[AnyEvent]:
         listed = [o for o in self.open_orders() if o.offer == offer.number]
@@ -1262,16 +1279,14 @@ class ReferenceEngine:
 
     def chores(self) -> list[AnyCommand]:
         """What is to be told to do next: blocks to be retried, offers to be listed."""
-        blocks = [
-            RetryBlock(o.number)
-            for o in self.open_orders()
-            if o.retry and all(phase is Phase.CONTINUOUS for phase in self.phases(o))
-        ]
+        blocks = [RetryBlock(o.number) for o in self.open_orders() if o.retry]
         return [*blocks, *(ListStandingOffer(o.number) for o in self.offers if self.is_due(o))]
 
     # -- calls ---------------------------------------------------------------------------------------
 
     def end_call(self, command: EndCall) -> list[AnyEvent]:
+        for reason in self.known_contract(command.class_code, command.delivery_hour):
+            return [Rejected(reason)]
         contract = self.contracts.get((command.class_code, command.delivery_hour))
         if contract is None or contract.phase is not Phase.CALL:
             return [Rejected(RejectReason.WRONG_PHASE)]
@@ -1286,7 +1301,6 @@ class ReferenceEngine:
 
     def call_over(self, contract: Contract, collar: Collar | None) -> list[AnyEvent]:
         """End what was for the call only, and what did not trade at the call's best prices for others."""
-        contract.tape = {}
         low, high = collar or (1, self.venue.limits.price_max_ticks)
         events: list[AnyEvent] = []
         for order in self.open_orders():
@@ -1321,6 +1335,8 @@ class ReferenceEngine:
         )
 
     def clear(self, command: ProposeClearing) -> list[AnyEvent]:
+        for reason in self.known_contract(command.class_code, command.delivery_hour):
+            return [Rejected(reason)]
         contract = self.contracts.get((command.class_code, command.delivery_hour))
         if contract is None or contract.phase is not Phase.CLEARING:
             return [Rejected(RejectReason.WRONG_PHASE)]
@@ -1340,6 +1356,7 @@ class ReferenceEngine:
             price = prices[self.supply_codes(cell)]
             events += self.trade_hourly(bid, ask, price, fill.lots, None)
             contract.call_prices[cell] = price
+            contract.tape.pop(cell, None)
             contract.traded.add(cell)
         return [*events, *self.call_over(contract, collar)]
 
@@ -1416,6 +1433,8 @@ class ReferenceEngine:
         return [AccountReinstated(command.account)]
 
     def deposit(self, command: Deposit) -> list[AnyEvent]:
+        if command.amount_micros <= 0:
+            return [Rejected(RejectReason.AMOUNT_OUT_OF_RANGE)]
         self.cash[command.account] += command.amount_micros
         return [Deposited(command.account, command.amount_micros)]
 
@@ -1480,13 +1499,16 @@ class ReferenceEngine:
         paid: dict[Side, tuple[int, int, int]] = {}
         for order in (bid, ask):
             side, account, pledge = order.command.side, order.command.account, order.pledge
-            # Sold above its limit in a call, an ask puts up what it would at its limit.
-            basis = self.worth_of(code, order.price, lots) if taker is None and not order.buys else notional
-            fee, bond = floor(pledge.fee), floor(pledge.bond)
-            pledge.fee += basis * (self.taker_fee if taker is side else self.maker_fee)
-            pledge.bond += 0 if order.buys else basis * self.bond_rate
-            fee, bond = floor(pledge.fee) - fee, floor(pledge.bond) - bond
-            spent = fee + (notional if order.buys else bond)
+            rate, before = self.taker_fee if taker is side else self.maker_fee, (pledge.fee, pledge.bond)
+            # Sold above its limit in a call, an ask without the cash puts up what it would at its limit.
+            for basis in (notional, self.worth_of(code, order.price, lots)):
+                pledge.fee = before[0] + basis * rate
+                pledge.bond = before[1] + (0 if order.buys else basis * self.bond_rate)
+                fee, bond = floor(pledge.fee) - floor(before[0]), floor(pledge.bond) - floor(before[1])
+                spent = fee + (notional if order.buys else bond)
+                left = pledge.reserved - spent - self.needed(pledge)
+                if left >= 0 or self.cash[account] + left >= 0:
+                    break
             pledge.reserved -= spent
             self.reserved[account] -= spent
             paid[side] = fee, bond, self.release(pledge, account)

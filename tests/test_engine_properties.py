@@ -50,6 +50,8 @@ from schemas.commands import (
     Withdraw,
 )
 from schemas.events import (
+    AccountReinstated,
+    AccountSuspended,
     AnyEvent,
     BlockRetried,
     BlockTraded,
@@ -83,17 +85,17 @@ from tests.small_venue import SMALL_VENUE
 SECOND_NS = 1_000_000_000
 # Account 3 is of account 1's owner. Money is short, so that funds are refused now and then.
 GROUPS = {1: 1, 2: 2, 3: 1, 4: 4}
-CASH = {1: 400, 2: 400, 3: 1500, 4: 2500}
+CASH = {1: 600, 2: 600, 3: 1500, 4: 3000}
 H100, T4 = "H100-SXM", "T4"
 SITES = {
     site: CertifySite(
-        site, account, zone, code, capacity, carbon, security, 0, FIRST_HOUR + 90, authority=AUTHORITY
+        site, account, zone, code, capacity, carbon, security, 0, FIRST_HOUR + until, authority=AUTHORITY
     )
-    for site, account, zone, code, capacity, carbon, security in (
-        (1, 1, "east", H100, 8, "D", "S2"),
-        (2, 1, "middle", H100, 7, "C", "S3"),
-        (3, 2, "west", H100, 9, "B", "S1"),
-        (4, 2, "east", T4, 9, "D", "S2"),
+    for site, account, zone, code, capacity, carbon, security, until in (
+        (1, 1, "east", H100, 8, "D", "S2", 90),
+        (2, 1, "middle", H100, 7, "C", "S3", -5),
+        (3, 2, "west", H100, 9, "B", "S1", 90),
+        (4, 2, "east", T4, 9, "D", "S2", 90),
     )
 }
 REQUIREMENTS = (
@@ -106,7 +108,7 @@ REQUIREMENTS = (
 LIMITS = Limits(
     resting_blocks_max=2,
     resting_runs_max=2,
-    standing_offers_max=2,
+    standing_offers_max=1,
     open_orders_max=14,
     block_max_hours=3,
     block_max_site_hours=8,
@@ -218,6 +220,19 @@ FLAWS: tuple[tuple[tuple[str, object], ...], ...] = (
     (("delivery_hour", FIRST_HOUR + 60),),
     (("account", 9),),
     (("class_code", "none"),),
+    (("class_code", T4),),
+    (("account", 2),),
+    (("site", 9),),
+    (("position", 999),),
+    (("requirement", None), ("carbon", None)),
+    (("carbon", "A"),),
+    (("min_lots", -1),),
+    (("min_lots", 5),),
+    (("display_lots", 9),),
+    (("display_lots", -1),),
+    (("min_hours", 7),),
+    (("post_only", True), ("time_in_force", TimeInForce.IOC), ("expire_ns", 0)),
+    (("order_type", OrderType.MARKET),),
 )
 
 
@@ -295,6 +310,7 @@ class Standing(NamedTuple):
     lots: int
     curve: tuple[int, ...]
     name: int
+    valid: int
 
 
 class Restand(NamedTuple):
@@ -355,45 +371,46 @@ def next_open_hour(now: int) -> int:
     return hour + 1 if gate_ns(hour, SMALL_VENUE.gate_seconds) <= now else hour
 
 
+RESTS: tuple[tuple[str, object], ...] = (("time_in_force", TimeInForce.GTC), ("expire_ns", 0))
+HOURLY: tuple[tuple[str, object], ...] = (("hours", 1), ("min_hours", 0))
+
+
 def _order_terms(choose: Choose, side: Side, hours: int) -> tuple[tuple[str, object], ...]:
     """What makes an order other than plain, now and then."""
-    match choose((*["plain"] * 6, "market", "fok", "minimum", "iceberg", "post", "self", "group", "odd")):
+    kinds = (
+        *["plain"] * 9,
+        "market",
+        "fok",
+        "minimum",
+        "iceberg",
+        "iceberg",
+        "post",
+        "self",
+        "group",
+        "group",
+    )
+    match choose((*kinds, "auction", "stretch")):
         case "market":
-            return (
-                ("order_type", OrderType.MARKET),
-                ("price_ticks", 0),
-                ("time_in_force", choose((TimeInForce.IOC, TimeInForce.FOK))),
-                ("expire_ns", 0),
-                ("hours", 1),
-                ("min_hours", 0),
-            )
+            tif = choose((TimeInForce.IOC, TimeInForce.FOK))
+            market = (("order_type", OrderType.MARKET), ("price_ticks", 0), ("time_in_force", tif))
+            return (*HOURLY, *market, ("expire_ns", 0))
         case "fok":
-            return (("time_in_force", TimeInForce.FOK), ("expire_ns", 0), ("hours", 1), ("min_hours", 0))
+            return (*HOURLY, ("time_in_force", TimeInForce.FOK), ("expire_ns", 0))
         case "minimum":
-            return (("min_lots", choose((1, 2))), ("lots", choose((2, 3, 4))), ("hours", 1), ("min_hours", 0))
+            return (*HOURLY, ("min_lots", choose((1, 2))), ("lots", choose((2, 3, 4))))
         case "iceberg":
-            return (
-                ("display_lots", choose((2, 1))),
-                ("lots", choose((3, 4))),
-                ("hours", 1),
-                ("min_hours", 0),
-            )
+            return (*HOURLY, *RESTS, ("display_lots", choose((2, 1))), ("lots", choose((3, 4, 2))))
         case "post":
-            return (("post_only", True), ("hours", 1), ("min_hours", 0))
+            return (*HOURLY, *RESTS, ("post_only", True))
         case "self":
             return (("self_trade", choose((SelfTrade.CANCEL_MAKER, SelfTrade.CANCEL_BOTH))),)
         case "group":
-            terms = (("exclusive_group", choose(("g1", "g2"))), ("lots", choose((2, 2, 2, 3))))
-            return terms if side is Side.BUY else (*terms, ("hours", 1), ("min_hours", 0))
-        case "odd":
-            if side is Side.SELL and hours > 1:
-                return (("min_hours", choose((2, hours))),)
-            return (
-                ("time_in_force", TimeInForce.AUCTION),
-                ("expire_ns", 0),
-                ("hours", 1),
-                ("min_hours", 0),
-            )
+            terms = (*RESTS, ("exclusive_group", choose(("g1", "g2"))), ("lots", choose((2, 2, 2, 3))))
+            return (*terms, *HOURLY) if side is Side.SELL or choose((True, False)) else terms
+        case "auction":
+            return (*HOURLY, ("time_in_force", TimeInForce.AUCTION), ("expire_ns", 0))
+        case "stretch" if side is Side.SELL and hours > 1:
+            return (("min_hours", choose((2, hours))),)
         case _:
             return ()
 
@@ -401,23 +418,23 @@ def _order_terms(choose: Choose, side: Side, hours: int) -> tuple[tuple[str, obj
 def entries(choose: Choose) -> Enter:
     """An order that is mostly sensible, every part of it chosen by `choose`."""
     rarely = choose(range(12)) == 11
-    side, hours = choose((Side.BUY, Side.SELL)), choose((1, 1, 1, 2, 2, 3))
+    side, hours = choose((Side.BUY, Side.SELL)), choose((1, 1, 1, 1, 2, 2, 3))
     return Enter(
         side=side,
-        account=choose((4, 4, 3, 2)),
+        account=choose((4, 4, 4, 3, 2)),
         class_code=choose((H100, H100, H100, T4)),
         site=choose((1, 2, 3, 4)),
         carbon=choose((None, None, "E", "B")) if rarely else choose((None, "E")),
-        need=choose(REQUIREMENTS),
+        need=choose((*REQUIREMENTS, *REQUIREMENTS[:1] * 3)),
         hour=choose((0, 0, 0, 1, 1, 2)),
         hours=hours,
         lots=choose((1, 2, 3)),
-        price=choose((2, 3, 4, 5, 6) if rarely else (3, 4, 5)),
-        time_in_force=choose((TimeInForce.GTC, TimeInForce.GTC, TimeInForce.GTD, TimeInForce.IOC)),
+        price=choose((2, 3, 4, 5, 6)) if rarely else choose((3, 4, 5, 5 if side is Side.BUY else 3)),
+        time_in_force=choose((*[TimeInForce.GTC] * 4, TimeInForce.GTD, TimeInForce.IOC)),
         expires=choose((60, 3600)),
         valid=choose((600, 300, 0)),
         name=choose(range(40)) if rarely else None,
-        terms=choose(FLAWS) if rarely else _order_terms(choose, side, hours),
+        terms=choose(FLAWS) if rarely and choose((True, False)) else _order_terms(choose, side, hours),
     )
 
 
@@ -450,7 +467,7 @@ def _cancel_many(choose: Choose) -> Step:
 
 
 def _wait(choose: Choose) -> Step:
-    return Wait(choose((1, 61, 301, 601, 1500, 3600)))
+    return Wait(choose((1, 61, 301, 601, 1500, 2700)))
 
 
 def _to_what_is_due(_: Choose) -> Step:
@@ -458,7 +475,7 @@ def _to_what_is_due(_: Choose) -> Step:
 
 
 def _fund(choose: Choose) -> Step:
-    return Fund(choose(tuple(CASH)), choose((1000, 1000, 300, 1, -100)))
+    return Fund(choose(tuple(CASH)), choose((1000, 1000, 1000, 300, -100, -100, -9999, 0)))
 
 
 def _chore(choose: Choose) -> Step:
@@ -472,11 +489,12 @@ def _standing(choose: Choose) -> Step:
         site=choose((1, 2, 3, 4)),
         need=choose(REQUIREMENTS),
         first=choose((0, 1, -5)),
-        span=choose((3, 5, 1, 33)),
-        hours=choose((1, 1, 2)),
-        lots=choose((1, 2)),
+        span=choose((3, 5, 4, 33)),
+        hours=choose((1, 1, 2, 4)),
+        lots=choose((1, 2, 1, 2, 0)),
         curve=choose(((4,), (5,), (3, 0, 4, 5) * 6, (0,))),
         name=choose((1, 2, 3)),
+        valid=choose((0, 600)),
     )
 
 
@@ -485,20 +503,21 @@ def _restand(choose: Choose) -> Step:
 
 
 def _operate(choose: Choose) -> Step:
-    act = choose(("halt", "resume", "resume", "end call", "end call", *["clear"] * 4, "clear wrongly"))
-    return Operate(act, choose(range(4)), choose((H100, H100, T4)), choose((0, 0, 1)))
+    act = choose(("halt", "resume", "end call", *["what is next"] * 5, "clear wrongly"))
+    return Operate(act, choose(range(4)), choose((H100, H100, T4)), choose((*[0] * 6, 1, 1, 1, -9, 60)))
 
 
 def _account(choose: Choose) -> Step:
-    return Account(choose((4, 3, 2, 1)), choose((True, False, False)))
+    return Account(choose((4, 3, 2, 1)), choose((True, *[False] * 4)))
 
 
 def _derate(choose: Choose) -> Step:
-    return Derate(choose((1, 2, 3, 4)), choose((0, 1)), choose((1, 2, 3)), choose((2, 5, 7, 7, 99)))
+    site, first, hours = choose((1, 2, 3, 4) * 3 + (9,)), choose((0, 1, -2)), choose((1, 2, 3, 1, 2, 3, 0))
+    return Derate(site, first, hours, choose((2, 5, 7, 7, 99, -1)))
 
 
 KINDS: dict[Callable[[Choose], Step], int] = {
-    entries: 40,
+    entries: 50,
     _again: 2,
     _resell: 2,
     _amend: 8,
@@ -506,13 +525,13 @@ KINDS: dict[Callable[[Choose], Step], int] = {
     _cancel_by_name: 2,
     _cancel_many: 1,
     _wait: 3,
-    _to_what_is_due: 2,
-    _fund: 3,
+    _to_what_is_due: 1,
+    _fund: 2,
     _chore: 6,
     _standing: 1,
     _restand: 1,
     _operate: 6,
-    _account: 1,
+    _account: 2,
     _derate: 1,
 }
 """Steps, and of how many one is of the kind."""
@@ -549,6 +568,7 @@ class Flow:
         self.terms: dict[int, EnterOrder] = {}
         self.trades: list[Traded] = []
         self.phases: dict[tuple[str, int], Phase] = {}
+        self.suspended: list[int] = []
         opening: list[AnyCommand] = [open_era(venue=venue)]
         opening += [RegisterAccount(account, group, authority=AUTHORITY) for account, group in GROUPS.items()]
         for command in (*opening, *SITES.values()):
@@ -584,6 +604,10 @@ class Flow:
                 self.deposited += event.amount_micros
             case Withdrawn():
                 self.deposited -= event.amount_micros
+            case AccountSuspended():
+                self.suspended.append(event.account)
+            case AccountReinstated():
+                self.suspended.remove(event.account)
             case PhaseChanged():
                 self.phases[event.class_code, event.delivery_hour] = event.phase
 
@@ -637,7 +661,7 @@ class Flow:
             case Account(account, suspend):
                 if suspend:
                     return SuspendAccount(account, authority=signed)
-                return ReinstateAccount(account, authority=signed)
+                return ReinstateAccount(next(iter(self.suspended), account), authority=signed)
             case Derate(site, first, hours, lots):
                 return DerateSite(site, next_hour + first, next_hour + first + hours, lots, authority=signed)
         raise AssertionError(step)
@@ -685,7 +709,7 @@ class Flow:
         return EnterStandingOffer(
             account=step.account if buys else site.account,
             name=f"s{step.name}",
-            valid_until_ns=self.now,
+            valid_until_ns=self.now + step.valid * SECOND_NS,
             side=step.side,
             class_code=H100 if buys else site.class_code,
             from_hour=next_hour + step.first,
@@ -706,23 +730,32 @@ class Flow:
                     yield event
 
     def operation(self, step: Operate, next_hour: int, signed: Authority) -> AnyCommand:
-        wanted = {"resume": Phase.HALTED, "end call": Phase.CALL}.get(step.act, Phase.CLEARING)
-        there = sorted(
-            key
-            for key, phase in self.phases.items()
-            if phase is wanted and gate_ns(key[1], self.venue.gate_seconds) > self.now
-        )
-        if step.act == "halt":
-            return HaltContract(step.class_code, next_hour + step.hour, authority=signed)
+        ahead = [
+            (phase, key)
+            for key, phase in sorted(self.phases.items())
+            if gate_ns(key[1], self.venue.gate_seconds) > self.now
+        ]
+        act = step.act
+        if act == "what is next":
+            phases = [phase for phase, _ in ahead]
+            acts = ((Phase.CLEARING, "clear"), (Phase.CALL, "end call"), (Phase.HALTED, "resume"))
+            act = next((do for phase, do in acts if phase in phases), "rest")
+        wanted = {"resume": Phase.HALTED, "end call": Phase.CALL}.get(act, Phase.CLEARING)
+        there = [key for phase, key in ahead if phase is wanted]
         code, hour = there[step.pick % len(there)] if there else (step.class_code, next_hour + step.hour)
-        if step.act == "resume":
+        if act == "rest":
+            return Tick()
+        if act == "halt":
+            return HaltContract(step.class_code, next_hour + step.hour, authority=signed)
+        if act == "resume":
             return ResumeContract(code, hour, authority=signed)
-        if step.act == "end call":
+        if act == "end call":
+            self.now += step.pick * 30 * SECOND_NS
             return EndCall(code, hour)
         if not there:
             return Tick()
         right = self.right_clearing(code, hour)
-        if step.act == "clear" or not right.fills:
+        if act == "clear" or not right.fills:
             return right
         fill, price = right.fills[0], right.prices[0]
         return (
@@ -889,6 +922,26 @@ TestEngineAndTwin.settings = settings(
     max_examples=settings().max_examples if LONG else 120, stateful_step_count=100 if LONG else 50
 )
 
+# Reasons of set-up, settlement and extremes, and a group of nine; test_rejects.py reaches them.
+ELSEWHERE = {
+    RejectReason.NOTIONAL_OUT_OF_RANGE,
+    RejectReason.UNKNOWN_ZONE,
+    RejectReason.UNKNOWN_GRADE,
+    RejectReason.UNKNOWN_RUN,
+    RejectReason.UNKNOWN_FILL,
+    RejectReason.UNKNOWN_OPERATOR,
+    RejectReason.NOT_YET_DELIVERED,
+    RejectReason.DUPLICATE_ACCOUNT,
+    RejectReason.DUPLICATE_SITE,
+    RejectReason.DUPLICATE_KEY,
+    RejectReason.DUPLICATE_RUN,
+    RejectReason.DUPLICATE_POSTING,
+    RejectReason.DUPLICATE_COMMAND,
+    RejectReason.POSTING_EXCEEDS_FILL,
+    RejectReason.POSTINGS_EXCEED_RUN,
+    RejectReason.GROUP_FULL,
+}
+
 DAYS, DAY_STEPS = settings().max_examples // 25 if LONG else 40, 300
 
 
@@ -907,7 +960,7 @@ def test_engine_and_twin_agree_on_long_days_in_which_everything_happens() -> Non
     wanted = {f"OrderEnded {reason}" for reason in EndReason}
     wanted |= {f"OrderReduced {reason}" for reason in (EndReason.GROUP, EndReason.CAPACITY, EndReason.GATE)}
     wanted |= {f"StandingOfferEnded {reason}" for reason in (EndReason.WITHDRAWN, EndReason.EXPIRED)}
-    wanted |= set(Phase)
+    wanted |= set(Phase) - {Phase.PRE_OPEN}  # which is never told: nothing was entered before it
     wanted |= {
         "buy took",
         "sell took",
@@ -923,5 +976,5 @@ def test_engine_and_twin_agree_on_long_days_in_which_everything_happens() -> Non
     wanted |= {
         event.__name__ for event in (OrderRepeated, OrderReplaced, OrderListed, ListingSkipped, BlockRetried)
     }
-    wanted |= {reason.name for reason in RejectReason} - NOT_HERE
+    wanted |= {reason.name for reason in RejectReason if reason not in ELSEWHERE}
     assert not wanted - set(seen), f"these never happened: {wanted - set(seen)}"
