@@ -1,5 +1,6 @@
 """The book's rules, as scenarios; exchange/README.md states each in words."""
 
+from exchange.book import Reference
 from tests.market import run
 
 
@@ -14,6 +15,11 @@ def test_better_price_first_then_earlier_time_across_cells() -> None:
         "2 @ 100 with 3",
         "1 @ 101 with 1",
     ]
+
+
+def test_a_taker_stops_at_its_price() -> None:
+    assert run("ask 1 1 @ 100; ask 1 1 @ 102; bid 2 @ 101") == ["1 @ 100 with 1"]
+    assert run("bid 1 @ 100; bid 1 @ 98; ask 1 2 @ 99") == ["1 @ 100 with 1"]
 
 
 def test_an_ask_meets_only_bids_it_can_serve() -> None:
@@ -64,6 +70,43 @@ def test_a_block_is_filled_whole_from_one_site() -> None:
         "block 3 at site 1: 2 @ 100 with 1, 2 @ 110 with 2"
     ]
     assert run("ask 1 2 @ 100; ask 2 2 @ 110 at 1; bid 2 @ 105 hours 2") == []
+
+
+def test_a_block_takes_several_asks_of_an_hour_best_first() -> None:
+    asks = "ask 1 2 @ 101; ask 1 2 @ 100; ask 1 2 @ 102; ask 1 4 @ 100 at 1; bid {} @ 105 hours 2"
+    assert run(asks.format(3)) == ["block 5 at site 1: 2 @ 100 with 2, 1 @ 101 with 1, 3 @ 100 with 4"]
+    assert run(asks.format(4)) == ["block 5 at site 1: 2 @ 100 with 2, 2 @ 101 with 1, 4 @ 100 with 4"]
+
+
+def test_what_was_cancelled_at_a_site_leaves_its_other_asks() -> None:
+    three = "ask 1 1 @ 100; ask 1 1 @ 101; ask 1 1 @ 102; ask 1 3 @ 100 at 1; cancel 2; "
+    assert run(three + "bid 2 @ 102 hours 2") == [
+        "block 5 at site 1: 1 @ 100 with 1, 1 @ 102 with 3, 2 @ 100 with 4"
+    ]
+    assert run(three + "cancel 1; bid 1 @ 102 hours 2") == [
+        "block 5 at site 1: 1 @ 102 with 3, 1 @ 100 with 4"
+    ]
+
+
+def test_a_filled_block_is_told_again_with_nothing_left() -> None:
+    assert run("ask 1 6 @ 100 hours 2 stretch 1; bid 6 @ 105 hours 2; repeat 2") == ["2 repeated, 0 left"]
+
+
+def test_an_immediate_block_does_not_rest() -> None:
+    assert run("ask 1 1 @ 100; bid 1 @ 100 hours 2 ioc") == ["2 ended immediate, 1 left"]
+    assert run("ask 1 1 @ 100 hours 2 stretch 1; bid 1 @ 100 hours 2 ioc") == [
+        "block 2 at site 1: 1 @ 100 with 1, 1 @ 100 with 1"
+    ]
+
+
+def test_the_least_total_is_taken_be_it_by_one_tick_and_on_ties_hourly_asks() -> None:
+    sites = "ask 1 1 @ 101; ask 1 1 @ 100 at 1; ask 2 1 @ 100; ask 2 1 @ 100 at 1; bid 1 @ 105 hours 2"
+    assert run(sites) == ["block 5 at site 2: 1 @ 100 with 3, 1 @ 100 with 4"]
+    hourly = "ask 1 1 @ 100; ask 1 1 @ {} at 1; ask 1 1 @ {} hours 2 stretch 1; bid 1 @ 105 hours 2"
+    assert run(hourly.format(100, 100)) == ["block 4 at site 1: 1 @ 100 with 1, 1 @ 100 with 2"]
+    assert run(hourly.format(101, 101)) == ["block 4 at site 1: 1 @ 100 with 1, 1 @ 101 with 2"]
+    assert run(hourly.format(101, 100)) == ["block 4 at site 1: 1 @ 100 with 3, 1 @ 100 with 3"]
+    assert run(hourly.format(100, 105)) == ["block 4 at site 1: 1 @ 100 with 1, 1 @ 100 with 2"]
 
 
 def test_a_block_takes_the_cheaper_site_and_on_ties_the_lower_number() -> None:
@@ -228,6 +271,12 @@ def test_what_is_left_beside_an_own_order_waits_for_others() -> None:
     crossed = "ask 1 1 @ 100; ask 3 1 @ 101; bid 2 @ 101 by 1 min 1; "
     assert run(crossed + "bid 1 @ 101 by 4") == ["1 @ 100 with 1"]
     assert run(crossed + "ask 3 1 @ 101") == ["1 @ 101 with 3"]
+
+
+def test_fill_or_kill_and_minimum_count_all_that_can_be_had() -> None:
+    two = "ask 1 1 @ 100; ask 3 1 @ 100; "
+    assert run(two + "bid 2 @ 100 fok") == ["1 @ 100 with 1", "1 @ 100 with 2"]
+    assert run(two + "bid 3 @ 100 min 2") == ["1 @ 100 with 1", "1 @ 100 with 2"]
 
 
 # -- minimum and post-only -------------------------------------------------------------------------------
@@ -536,6 +585,29 @@ def test_a_run_needs_room_in_its_own_hours_only() -> None:
     assert run(sold + "ask 1 7 @ 100 hours 2 stretch 1") == ["rejected CAPACITY_EXCEEDED"]
 
 
+def test_a_blocks_hourly_asks_cut_runs_hour_by_hour() -> None:
+    asks = "ask 1 6 @ 100; ask 1 6 @ 100 at 1; ask 1 10 @ 200 hours 2 stretch 1; bid 6 @ 100 hours 2"
+    assert run(asks) == [
+        "block 4 at site 1: 6 @ 100 with 1, 6 @ 100 with 2",
+        "3 reduced capacity, 4 10 left",
+        "3 reduced capacity, 4 4 left",
+    ]
+
+
+def test_a_runs_last_lot_of_an_hour_is_cut_too() -> None:
+    assert run("ask 1 1 @ 200 hours 2 stretch 1; ask 1 10 @ 100; bid 10 @ 100")[1:] == [
+        "1 reduced capacity, 0 1 left"
+    ]
+
+
+def test_runs_of_other_hours_are_not_cut() -> None:
+    runs = "ask 1 5 @ 200 hours 2 stretch 1 at {}; ask 1 5 @ 200 hours 2 stretch 1 at {}; "
+    sold = "ask 1 10 @ 100 at {0}; bid 6 @ 100 at {0}"
+    cut = ["6 @ 100 with 3", "1 reduced capacity, 4 5 left"]
+    assert run(runs.format(0, 4) + sold.format(0)) == cut
+    assert run(runs.format(2, 0) + sold.format(2)) == cut
+
+
 # -- runs and blocks -------------------------------------------------------------------------------------
 
 
@@ -605,6 +677,18 @@ def test_runs_that_fill_a_block_together_are_within_its_limit_in_total() -> None
     assert run(two + "bid 2 @ 109 hours 2") == []
     assert run(two + "bid 2 @ 110 hours 2") == [
         "block 3 at site 1: " + ", ".join(["1 @ 100 with 1, 1 @ 120 with 2"] * 2)
+    ]
+
+
+def test_a_run_serves_a_block_that_begins_later() -> None:
+    assert run("bid 1 @ 100 hours 2 at 1; ask 1 1 @ 100 hours 3 stretch 1") == [
+        "block 1 at site 1: 1 @ 100 with 2, 1 @ 100 with 2"
+    ]
+
+
+def test_a_run_passes_over_a_block_that_is_longer() -> None:
+    assert run("bid 1 @ 110 hours 3; bid 1 @ 100 hours 2; ask 1 1 @ 100 hours 2 stretch 1") == [
+        "block 2 at site 1: 1 @ 100 with 3, 1 @ 100 with 3"
     ]
 
 
@@ -730,6 +814,27 @@ def test_the_reference_price_is_the_average_of_the_last_lots_rounded_down() -> N
     )
     assert run(traded.format(109)) == ["1 @ 109 with 7"]
     assert run(traded.format(110)) == ["8 ended band, 1 left"]
+
+
+def test_an_ask_that_takes_moves_and_obeys_its_own_cells_reference_price() -> None:
+    taken = "venue banded; bid 4 @ 105; ask 1 4 @ 105; "
+    assert run(taken + "bid 5 @ 110; ask 1 1 @ 110") == ["1 @ 110 with 3"]
+    assert run(taken + "bid 5 @ 111; ask 1 1 @ 111") == ["4 ended band, 1 left"]
+    assert run(taken + "bid 5 @ 110; ask 3 1 @ 110") == ["4 ended band, 1 left"]
+    assert run(taken + "ask 1 1 @ 110; bid 1 @ 110") == ["1 @ 110 with 3"]
+
+
+def test_a_reference_price_is_of_the_last_lots_since_the_last_call() -> None:
+    reference = Reference()
+    for price, lots in ((95, 1), (105, 3)):
+        reference.trade(price, lots, 4)
+    assert (reference.ticks, reference.trades()) == (102, [(95, 1), (105, 3)])
+    reference.trade(103, 2, 4)
+    assert (reference.ticks, reference.trades()) == (104, [(105, 2), (103, 2)])
+    reference.call(90)
+    assert (reference.ticks, reference.trades()) == (90, [])
+    reference.trade(107, 1, 4)
+    assert (reference.ticks, reference.trades()) == (107, [(107, 1)])
 
 
 # -- halts and calls -------------------------------------------------------------------------------------
