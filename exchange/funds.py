@@ -82,9 +82,10 @@ def _trade(trade: Traded) -> Iterator[Transfer]:
     yield from _move(buyer, Purse.RESERVED, buyer, Purse.COMMITTED, trade.notional_micros)
     yield from _move(buyer, Purse.RESERVED, VENUE, Purse.FEES, trade.buyer_fee_micros)
     yield from _move(buyer, Purse.RESERVED, buyer, Purse.CASH, trade.buyer_released_micros)
+    # First, as it may bring money: under 0 for an ask that a call sells above its limit.
+    yield from _move(seller, Purse.RESERVED, seller, Purse.CASH, trade.seller_released_micros)
     yield from _move(seller, Purse.RESERVED, seller, Purse.BOND, trade.bond_micros)
     yield from _move(seller, Purse.RESERVED, VENUE, Purse.FEES, trade.seller_fee_micros)
-    yield from _move(seller, Purse.RESERVED, seller, Purse.CASH, trade.seller_released_micros)
 
 
 def _move(

@@ -154,7 +154,8 @@ class Traded(Event, frozen=True, kw_only=True, tag="traded"):
 
     Buyer: `notional_micros` reserved to committed, `buyer_fee_micros` reserved to fees,
     `buyer_released_micros` reserved to cash. Seller: `bond_micros` reserved to bond,
-    `seller_fee_micros` reserved to fees, `seller_released_micros` reserved to cash.
+    `seller_fee_micros` reserved to fees, `seller_released_micros` reserved to cash (under 0: from cash, in a
+    call that sells above the limit).
     `taker` is the side that came second, a block always, and none in a call. `block` is the order id of
     the block it is a leg of, or 0; `position` the trade whose lots the seller resold, or 0.
     """

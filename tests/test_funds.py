@@ -26,6 +26,7 @@ from schemas.commands import (
     ResumeContract,
     Side,
     StartSettlementRun,
+    Withdraw,
 )
 from schemas.events import (
     AccountRegistered,
@@ -407,7 +408,10 @@ def test_an_ask_that_takes_reserves_for_the_price_it_gets() -> None:
     assert engine.balances()[SELLER, Purse.RESERVED] == 120_000 + 1_200
 
 
-def test_in_a_call_nobody_takes_and_an_ask_puts_up_no_more_than_at_its_limit() -> None:
+@pytest.mark.parametrize(("cash", "bond", "fee"), [(1_000_000, 200_000, 1_000), (0, 120_000, 600)])
+def test_in_a_call_nobody_takes_and_an_ask_puts_up_for_its_price_what_its_cash_allows(
+    cash: int, bond: int, fee: int
+) -> None:
     engine, pledges, ledger = Engine(), Pledges(SMALL_VENUE), Ledger()
     now = START_NS
 
@@ -426,6 +430,7 @@ def test_in_a_call_nobody_takes_and_an_ask_puts_up_no_more_than_at_its_limit() -
     do(HaltContract(*contract, authority=AUTHORITY))
     do(ResumeContract(*contract, authority=AUTHORITY))
     do(ask(1, EAST, 2, 60))
+    do(Withdraw(SELLER, engine.market.accounts[SELLER].cash - cash, authority=AUTHORITY))
     do(bid(2, 3, 100))
     now += 61 * 10**9
     do(EndCall(*contract))
@@ -436,6 +441,6 @@ def test_in_a_call_nobody_takes_and_an_ask_puts_up_no_more_than_at_its_limit() -
     # Two of three lots are sold: the third bids up to its limit.
     assert (trade.taker, trade.lots, trade.price_ticks) == (None, 2, 100)
     assert (trade.notional_micros, trade.buyer_fee_micros) == (2_000_000, 1_000)
-    assert (trade.bond_micros, trade.seller_fee_micros) == (120_000, 600)
+    assert (trade.bond_micros, trade.seller_fee_micros) == (bond, fee)
     assert isinstance(cleared, CallCleared)
     assert pledges.of[2].reserved == 1_000_000 + 1_000
