@@ -1,7 +1,7 @@
 """The book's rules, as scenarios; exchange/README.md states each in words."""
 
 from exchange.book import Reference
-from tests.market import run
+from tests.twin_market import run
 
 
 def test_trades_happen_at_the_resting_orders_price() -> None:
