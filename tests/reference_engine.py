@@ -1188,7 +1188,7 @@ class ReferenceEngine:
 
     def pass_over(self, offer: Offer) -> None:
         """Leave out the hours whose gate has passed."""
-        while self.gate(offer.next_hour) <= self.now and self.has_next(offer):
+        while self.gate(offer.next_hour) <= self.now:
             offer.next_hour += offer.command.hours
 
     def has_next(self, offer: Offer) -> bool:
