@@ -281,6 +281,24 @@ def read_records(folder: Path, first: int = 1, last: int | None = None) -> Itera
                 return
 
 
+def durable_end(log_folder: Path) -> int:
+    """Return up to which record the log is known to be durable, 0 for a log that is not there yet.
+
+    Whole batches behind damage count: to read up to there is to find it.
+    """
+    paths = segments(log_folder)
+    if not paths:
+        return 0
+    # A segment is begun when all before it is durable.
+    durable = int(paths[-1].stem) - 1
+    data = paths[-1].read_bytes()
+    offset = 0
+    while (batch := batch_at(data, offset)) is not None:
+        durable = max(durable, batch.durable)
+        offset = batch.end
+    return max(durable, _durable_later(data, offset)) if offset < len(data) else durable
+
+
 class LogReader:
     """Follows a live log from another process: yields only what is known to be durable."""
 

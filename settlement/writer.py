@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import asyncpg
 
 from exchange.funds import VENUE, transfers
-from exchange.log import LogError, LogReader, batch_at, read_records, segments
+from exchange.log import LogError, LogReader, durable_end, read_records
 from schemas.commands import (
     CertifySite,
     EnterOrder,
@@ -217,21 +217,6 @@ async def engine_equals_ledger(
         if (engine_micros := balances.get((account, purse), 0))
         != (ledger_micros := ledger.get((account, purse), 0))
     ]
-
-
-def durable_end(log_folder: Path) -> int:
-    """Return up to which record the log is known to be durable, 0 for a log that is not there yet."""
-    paths = segments(log_folder)
-    if not paths:
-        return 0
-    # A segment is begun when all before it is durable.
-    durable = int(paths[-1].stem) - 1
-    data = paths[-1].read_bytes()
-    offset = 0
-    while (batch := batch_at(data, offset)) is not None:
-        durable = max(durable, batch.durable)
-        offset = batch.end
-    return durable
 
 
 def rows_of(records: Iterable[Decoded]) -> Rows:

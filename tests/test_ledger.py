@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 from exchange.funds import transfers
-from exchange.log import FileLog, LogError
+from exchange.log import FileLog, LogError, durable_end
 from schemas.codec import encode
 from schemas.commands import (
     AnyCommand,
@@ -69,7 +69,6 @@ from settlement.writer import (
     COLUMNS,
     LOST,
     Progress,
-    durable_end,
     engine_equals_ledger,
     follow,
     position,

@@ -11,7 +11,7 @@ import msgspec
 import pytest
 
 import exchange.log
-from exchange.log import FileLog, LogError, LogReader, batch_at, read_records, segments
+from exchange.log import FileLog, LogError, LogReader, batch_at, durable_end, read_records, segments
 from schemas.codec import encode
 from schemas.commands import CancelOrder, Tick
 from schemas.events import OrderEnded
@@ -135,6 +135,7 @@ def test_every_flipped_bit_of_a_sealed_log_is_found_or_costs_nothing(tmp_path: P
     readers: tuple[Callable[[], list[Record]], ...] = (
         lambda: list(read_records(tmp_path)),
         lambda: list(read_records(tmp_path, 1, 3)),
+        lambda: list(read_records(tmp_path, 1, durable_end(tmp_path))),
     )
     for bit in range(len(data) * 8):
         damaged = bytearray(data)
@@ -143,7 +144,9 @@ def test_every_flipped_bit_of_a_sealed_log_is_found_or_costs_nothing(tmp_path: P
         refused = 0
         for read in readers:
             try:
-                assert plain(read()) == records
+                found = plain(read())
+                # What says how far the log is durable is the seal itself: without it nothing more is known.
+                assert found == records or (bit // 8 >= seal_at and found == records[: len(found)])
             except LogError:
                 refused += 1
         try:
@@ -153,7 +156,7 @@ def test_every_flipped_bit_of_a_sealed_log_is_found_or_costs_nothing(tmp_path: P
         except LogError:
             refused += 1
         # A seal says nothing that a client was told: without it the same records stand.
-        assert refused == 3 or bit // 8 >= seal_at, f"bit {bit}"
+        assert refused == 4 or bit // 8 >= seal_at, f"bit {bit}"
 
 
 def test_a_follower_tells_no_flipped_bit_for_truth(tmp_path: Path) -> None:

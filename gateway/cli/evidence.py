@@ -9,7 +9,7 @@ import typer
 
 from exchange.engine import Engine
 from exchange.folder import DataFolder
-from exchange.log import LogError, read_records
+from exchange.log import LogError, durable_end, read_records
 from gateway.cli.app import FOLDER, AsJson, Folder, console, group, lines, run, show
 from gateway.keys import read_key
 from schemas.records import Decoded, Record, decoded
@@ -17,7 +17,7 @@ from settlement.audit.export import export
 from settlement.audit.note import verifier_key
 from settlement.database import connect, migrate
 from settlement.postgres import connection_of
-from settlement.writer import durable_end, engine_equals_ledger, position, rebuild
+from settlement.writer import engine_equals_ledger, position, rebuild
 
 log = group("log", "The log: the only truth.")
 audit = group("audit", "Exports that prove themselves.")
