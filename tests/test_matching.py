@@ -1,7 +1,11 @@
 """The book's rules, as scenarios; exchange/README.md states each in words."""
 
+import pytest
+from msgspec.structs import replace
+
 from exchange.book import Reference
-from tests.twin_market import run
+from tests.market import EAST, FIRST_HOUR, VENUES
+from tests.twin_market import TwinMarket, run
 
 
 def test_trades_happen_at_the_resting_orders_price() -> None:
@@ -20,6 +24,14 @@ def test_better_price_first_then_earlier_time_across_cells() -> None:
 def test_a_taker_stops_at_its_price() -> None:
     assert run("ask 1 1 @ 100; ask 1 1 @ 102; bid 2 @ 101") == ["1 @ 100 with 1"]
     assert run("bid 1 @ 100; bid 1 @ 98; ask 1 2 @ 99") == ["1 @ 100 with 1"]
+
+
+def test_time_counts_behind_the_best_price_too() -> None:
+    assert run("ask 1 1 @ 100; ask 1 1 @ 102; ask 1 1 @ 102; bid 2 @ 102") == [
+        "1 @ 100 with 1",
+        "1 @ 102 with 2",
+    ]
+    assert run("bid 1 @ 102; bid 1 @ 100; bid 1 @ 100; ask 1 2 @ 100") == ["1 @ 102 with 1", "1 @ 100 with 2"]
 
 
 def test_an_ask_meets_only_bids_it_can_serve() -> None:
@@ -63,6 +75,13 @@ def test_the_gate_ends_what_is_open_and_closes_the_contract() -> None:
         "2 ended gate, 1 left",
     ]
     assert run("gate 0; bid 1 @ 90") == ["rejected GATE_CLOSED"]
+
+
+def test_an_hour_that_has_closed_is_kept_nowhere() -> None:
+    market = TwinMarket()
+    market.play("ask 1 1 @ 100; ask 1 1 @ 100 at 1; gate 0")
+    site = market.engine.market.sites[EAST]
+    assert list(site.hours) == list(site.listed.books) == [FIRST_HOUR + 1]
 
 
 def test_a_block_is_filled_whole_from_one_site() -> None:
@@ -757,6 +776,23 @@ def test_a_contract_goes_into_a_bounded_number_of_calls_an_hour() -> None:
     one = "venue banded; ask 1 3 @ 106; bid 3 @ 106; later 90; clear; ask 3 6 @ 106; "
     assert run(one + "bid 3 @ 106") == ["4 ended band, 3 left"]
     assert run(one + "later 3600; bid 3 @ 106") == ["call at 0"]
+
+
+def test_a_venue_may_allow_several_calls_an_hour(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = replace(VENUES["banded"].limits, volatility_calls_per_hour=3)
+    monkeypatch.setitem(VENUES, "banded", replace(VENUES["banded"], limits=limits))
+    call = "ask 3 3 @ {0}; bid 3 @ {0}; later 90; clear; "
+    three = "venue banded; " + call.format(106) + call.format(112) + "ask 3 3 @ 118; bid 3 @ 118"
+    assert run(three) == ["call at 0"]
+    assert run(three + "; later 90; clear; ask 3 1 @ 124; bid 3 @ 124") == ["8 ended band, 3 left"]
+
+
+def test_a_collar_without_a_band_moves_with_the_trades(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = replace(VENUES["banded"].limits, band_permille=0)
+    monkeypatch.setitem(VENUES, "banded", replace(VENUES["banded"], limits=limits))
+    moved = "venue banded; ask 1 4 @ 110; bid 4 @ 110; "
+    assert run(moved + "bid 1 @ 132") == []
+    assert run(moved + "bid 1 @ 133") == ["rejected PRICE_OUTSIDE_COLLAR"]
 
 
 def test_each_supply_cell_has_its_own_reference_price() -> None:
