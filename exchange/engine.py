@@ -44,7 +44,16 @@ from schemas.commands import (
     Side,
     Tick,
 )
-from schemas.events import AnyEvent, BlockRetried, ContractClosed, EndReason, EraOpened, OrdersCanceled, Phase
+from schemas.events import (
+    AnyEvent,
+    BlockRetried,
+    ContractClosed,
+    EndReason,
+    EraOpened,
+    OrdersCanceled,
+    Phase,
+    Rejected,
+)
 from schemas.reasons import RejectReason
 from schemas.venue import Venue
 
@@ -139,6 +148,10 @@ class Engine:
                 raise AssertionError(command)
 
     def _open_era(self, command: OpenEra) -> Events:
+        zones = [zone.code for zone in command.venue.zones]
+        # Its parts are checked where a catalogue is read; only this would stop the engine.
+        if any(trip.a not in zones or trip.b not in zones for trip in command.venue.round_trips):
+            return [Rejected(RejectReason.UNKNOWN_ZONE, "venue.round_trips", "zones of the venue")]
         self.venue = command.venue
         self.registry.operator_keys = command.operator_keys
         self.market.take_over(command.venue)

@@ -963,3 +963,13 @@ def test_the_name_of_an_offer_that_is_over_is_part_of_the_state_while_it_is_take
     for engine in engines:
         engine.apply(START_NS + 601 * SECOND, Tick())
     assert engines[0].state_hash() == engines[1].state_hash()
+
+
+def test_an_era_whose_round_trips_name_no_zone_is_refused() -> None:
+    lost = msgspec.structs.replace(SMALL_VENUE, zones=SMALL_VENUE.zones[:2])
+    engine = Engine()
+    assert engine.apply(START_NS, open_era(venue=lost)) == [
+        Rejected(R.UNKNOWN_ZONE, "venue.round_trips", "zones of the venue")
+    ]
+    with pytest.raises(ValueError, match="open_era"):
+        engine.apply(START_NS, Tick())
