@@ -64,6 +64,7 @@ from tests.market import (
     WEST,
     ask,
     bid,
+    open_era,
     opening,
 )
 from tests.small_venue import SMALL_VENUE
