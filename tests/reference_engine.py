@@ -89,7 +89,7 @@ class Pledge:
         self.reserved = 0
         self.fee = Fraction(0)
         self.bond = Fraction(0)
-        # What an ask is about to take at better prices: prices and lots.
+        # What an ask is about to sell at better prices: worth and lots.
         self.sales: list[tuple[int, int]] = []
         # While a block trades: what its limit leaves for the legs to come.
         self.block_rest: int | None = None
@@ -694,7 +694,11 @@ class ReferenceEngine:
                             return RejectReason.TOO_MANY_RESTING_BLOCKS
                         evicted.append(worst)
         if not order.buys:
-            pledge.sales = [(maker.price, lots) for maker, lots in plan.steps if lots]
+            pledge.sales = [
+                (self.worth_of(command.class_code, maker.price, lots), lots)
+                for maker, lots in plan.steps
+                if lots
+            ]
         change = self.needed(pledge) - pledge.reserved
         if change > self.cash[command.account]:
             pledge.sales = []
@@ -929,7 +933,9 @@ class ReferenceEngine:
         blocks = [
             o
             for o in self.open_orders()
-            if o.is_block and any(key in ask.contracts for key in o.contracts) and self.serves(ask, o)
+            if o.is_block
+            and (set(o.contracts) <= set(ask.contracts) if ask.is_run else ask.contracts[0] in o.contracts)
+            and self.serves(ask, o)
         ]
         for block in sorted(blocks, key=lambda o: (-o.price, o.place)):
             if ask.is_open and block.is_open:
@@ -1455,15 +1461,11 @@ class ReferenceEngine:
         if pledge.block_rest is not None:
             return pledge.block_rest
         at_hand = sum(lots for _, lots in pledge.sales)
-        rest, sales = 0, 0
+        rest = 0
         for order in pledge.members:
-            code = order.command.class_code
             lot_hours = max(0, order.leaves - at_hand) * (order.command.hours if order.is_block else 1)
-            rest = max(rest, self.worth_of(code, order.price, lot_hours))
-        if pledge.sales:
-            code = pledge.members[-1].command.class_code
-            sales = sum(self.worth_of(code, price, lots) for price, lots in pledge.sales)
-        return sales + rest
+            rest = max(rest, self.worth_of(order.command.class_code, order.price, lot_hours))
+        return sum(worth for worth, _ in pledge.sales) + rest
 
     def needed(self, pledge: Pledge) -> int:
         """What the trades still to come may take: the higher fee, and the money itself or the bond."""
