@@ -34,6 +34,34 @@ def test_time_counts_behind_the_best_price_too() -> None:
     assert run("bid 1 @ 102; bid 1 @ 100; bid 1 @ 100; ask 1 2 @ 100") == ["1 @ 102 with 1", "1 @ 100 with 2"]
 
 
+def test_a_cancelled_order_leaves_those_beside_it_in_their_places() -> None:
+    three = "ask 1 1 @ 100; ask 1 1 @ 100; ask 1 1 @ 100; cancel {}; cancel {}; ask 1 1 @ 100; bid 3 @ 100"
+    assert run(three.format(2, 3)) == ["1 @ 100 with 1", "1 @ 100 with 4"]
+    assert run(three.format(3, 2)) == ["1 @ 100 with 1", "1 @ 100 with 4"]
+    assert run(three.format(2, 1)) == ["1 @ 100 with 3", "1 @ 100 with 4"]
+    assert run(three.format(1, 3)) == ["1 @ 100 with 2", "1 @ 100 with 4"]
+    assert run("ask 1 1 @ 100; ask 1 1 @ 100; ask 1 1 @ 100; cancel 2; bid 3 @ 100") == [
+        "1 @ 100 with 1",
+        "1 @ 100 with 3",
+    ]
+
+
+def test_a_price_that_was_left_and_is_named_again_stands_in_its_place() -> None:
+    assert run("bid 1 @ 100; bid 1 @ 98; bid 1 @ 96; cancel 2; bid 1 @ 98; ask 1 3 @ 96") == [
+        "1 @ 100 with 1",
+        "1 @ 98 with 4",
+        "1 @ 96 with 3",
+    ]
+    # So too where a cell has many prices, some of them 512 apart.
+    many = "; ".join(f"bid 1 @ {price}" for price in range(1, 21))
+    again = (
+        f"{many}; bid 1 @ 15; cancel 15; cancel 21; bid 1 @ 15; bid 1 @ 527; bid 1 @ 15; bid 1 @ 527; "
+        "bid 1 @ 600; ask 1 3 @ 520"
+    )
+    assert run(again) == ["1 @ 600 with 26", "1 @ 527 with 23", "1 @ 527 with 25"]
+    assert run(again + "; ask 3 9 @ 15")[-3:] == ["1 @ 16 with 16", "1 @ 15 with 22", "1 @ 15 with 24"]
+
+
 def test_an_ask_meets_only_bids_it_can_serve() -> None:
     assert run("bid 1 @ 105 from east L1 E S1; bid 1 @ 104; ask 3 2 @ 100") == ["1 @ 104 with 2"]
     assert run("ask 3 1 @ 100 carbon B; bid 1 @ 104 from west L1 B S1") == ["1 @ 100 with 1"]
@@ -785,6 +813,12 @@ def test_a_venue_may_allow_several_calls_an_hour(monkeypatch: pytest.MonkeyPatch
     three = "venue banded; " + call.format(106) + call.format(112) + "ask 3 3 @ 118; bid 3 @ 118"
     assert run(three) == ["call at 0"]
     assert run(three + "; later 90; clear; ask 3 1 @ 124; bid 3 @ 124") == ["8 ended band, 3 left"]
+
+
+def test_where_nothing_has_a_reference_price_there_is_no_band(monkeypatch: pytest.MonkeyPatch) -> None:
+    classes = tuple(replace(c, reference_price_ticks=None) for c in VENUES["banded"].classes)
+    monkeypatch.setitem(VENUES, "banded", replace(VENUES["banded"], classes=classes))
+    assert run("venue banded; ask 1 3 @ 500; bid 3 @ 500") == ["3 @ 500 with 1"]
 
 
 def test_a_collar_without_a_band_moves_with_the_trades(monkeypatch: pytest.MonkeyPatch) -> None:
