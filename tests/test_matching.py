@@ -4,7 +4,9 @@ import pytest
 from msgspec.structs import replace
 
 from exchange.book import Reference
-from tests.market import EAST, FIRST_HOUR, VENUES
+from schemas.commands import CancelOrder
+from schemas.events import OrderEnded, Rejected
+from tests.market import BUYER, EAST, FIRST_HOUR, START_NS, VENUES, bid, started
 from tests.twin_market import TwinMarket, run
 
 
@@ -84,6 +86,23 @@ def test_a_taker_that_meets_its_own_group_is_cancelled_there() -> None:
 def test_a_cancelled_order_is_gone() -> None:
     assert run("ask 1 2 @ 100; cancel 1") == ["1 ended requested, 2 left"]
     assert run("ask 1 2 @ 100; cancel 1; bid 1 @ 100") == []
+
+
+def test_an_order_is_found_by_its_number_however_many_there_were() -> None:
+    engine = started()
+    kept = {1, 4095, 8191, 8192, 8193}
+    for number in range(1, max(kept) + 1):
+        engine.apply(START_NS, bid(number, 1, 100))
+        if number not in kept:
+            engine.apply(START_NS, CancelOrder(BUYER, number))
+    engine.apply(START_NS, CancelOrder(BUYER, 8191))
+    engine.check()
+    assert [number for number, _ in engine.orders.items()] == [1, 4095, 8192, 8193]
+    for gone in (0, 2, 4096, 8190, 8191, 8194, 12_288, 2**61):
+        assert isinstance(engine.apply(START_NS, CancelOrder(BUYER, gone))[0], Rejected)
+    for number in (1, 4095, 8192, 8193):
+        assert isinstance(engine.apply(START_NS, CancelOrder(BUYER, number))[0], OrderEnded)
+    assert not list(engine.orders.items())
 
 
 def test_a_site_cannot_offer_more_than_its_certificate() -> None:
