@@ -152,6 +152,13 @@ def test_38_bids_take_from_their_supply_cells_in_order_of_number() -> None:
     assert cleared(text, "Ax Bx") == [(3, 2, 2), (4, 1, 1)]
 
 
+def test_38_the_same_lots_another_way_between_the_cells_are_refused() -> None:
+    book = market("sell 1 @ 5 A; sell 1 @ 5 B; buy 1 @ 9 x; buy 1 @ 9 y", "Ax Ay Bx By").book()
+    _, prices = clear(book)
+    assert fault(book, [CallFill(3, 1, 1), CallFill(4, 2, 1)], prices) is None
+    assert fault(book, [CallFill(3, 2, 1), CallFill(4, 1, 1)], prices) is NOT_OPTIMAL
+
+
 def test_39_a_cell_clears_at_the_floor_of_the_mean_of_its_bounds() -> None:
     assert priced("sell 1 @ 5 A; buy 1 @ 10 x") == [("A", 5, 10, 7)]
 
