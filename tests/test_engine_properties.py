@@ -503,7 +503,7 @@ def _restand(choose: Choose) -> Step:
 
 
 def _operate(choose: Choose) -> Step:
-    act = choose(("halt", "resume", "end call", *["what is next"] * 5, "clear wrongly"))
+    act = choose(("halt", "resume", "end call", *["what is next"] * 5, *["clear wrongly"] * 3))
     return Operate(act, choose(range(4)), choose((H100, H100, T4)), choose((*[0] * 6, 1, 1, 1, -9, 60)))
 
 
@@ -528,9 +528,9 @@ KINDS: dict[Callable[[Choose], Step], int] = {
     _to_what_is_due: 1,
     _fund: 2,
     _chore: 6,
-    _standing: 1,
-    _restand: 1,
-    _operate: 6,
+    _standing: 2,
+    _restand: 2,
+    _operate: 9,
     _account: 2,
     _derate: 1,
 }
@@ -919,7 +919,7 @@ class EngineAndTwin(RuleBasedStateMachine):
 LONG = settings().max_examples > 1000
 TestEngineAndTwin = EngineAndTwin.TestCase
 TestEngineAndTwin.settings = settings(
-    max_examples=settings().max_examples if LONG else 120, stateful_step_count=100 if LONG else 50
+    max_examples=settings().max_examples if LONG else 200, stateful_step_count=100 if LONG else 50
 )
 
 # Reasons of set-up, settlement and extremes, and a group of nine; test_rejects.py reaches them.
@@ -942,7 +942,7 @@ ELSEWHERE = {
     RejectReason.GROUP_FULL,
 }
 
-DAYS, DAY_STEPS = settings().max_examples // 25 if LONG else 40, 300
+DAYS, DAY_STEPS = settings().max_examples // 25 if LONG else 72, 300
 
 
 def test_engine_and_twin_agree_on_long_days_in_which_everything_happens() -> None:
