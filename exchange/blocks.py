@@ -81,10 +81,12 @@ def list_asks(block: Order) -> None:
             book.list_asks()
 
 
-def plan_block(market: Market, block: Order, sites: list[Site]) -> BlockPlan | None:
+def plan_block(
+    market: Market, block: Order, sites: list[Site], of_asks: bool = True, of_runs: bool = True
+) -> BlockPlan | None:
     """Return the cheapest way to fill the block from one of the sites, which ascend by number.
 
-    Ties go to hourly asks, then to the lower number.
+    Ties go to hourly asks, then to the lower number. `of_asks` and `of_runs` say which kinds are looked at.
     """
     if not all_continuous(market, block):
         return None
@@ -93,10 +95,11 @@ def plan_block(market: Market, block: Order, sites: list[Site]) -> BlockPlan | N
     most = block.price * block.leaves_lots * block.hours
     served = block.served_by
     for site in sites:
-        plan = _plan_of_asks(block, site, served, most if best is None else best.cost - 1)
-        if plan is not None:
-            best = plan
-        if site.runs:
+        if of_asks:
+            plan = _plan_of_asks(block, site, served, most if best is None else best.cost - 1)
+            if plan is not None:
+                best = plan
+        if of_runs and site.runs:
             plan = _plan_of_runs(block, site, served, most if best is None else best.cost - 1)
             if plan is not None:
                 best = plan
@@ -239,7 +242,9 @@ def serve_blocks(market: Market, ask: Order, events: Events) -> None:
         if ask.hours > 1 and not contains(ask, block):
             continue
         if block.served_by[ask.cell]:
-            plan = plan_block(market, block, [site])
+            # What rests could not trade before: only the kind that has come can make the difference.
+            both = block.order_id in market.pending_retries
+            plan = plan_block(market, block, [site], both or ask.hours == 1, both or ask.hours > 1)
             if plan is not None:
                 trade_block(market, block, plan, events)
 
