@@ -196,6 +196,8 @@ class Plan(NamedTuple):
 
 
 class Leg(NamedTuple):
+    """Lots that a block takes of an ask in an hour."""
+
     ask: TwinOrder
     hour: int
     lots: int
@@ -483,7 +485,7 @@ class ReferenceEngine:
 
     def admit(self, command: EnterOrder, offer: int = 0) -> list[AnyEvent]:
         """Enter an order that is new: refuse it, or accept it and do what follows."""
-        for reason in (*self.form_refusals(command), *()):
+        for reason in self.form_refusals(command):
             return [Rejected(reason)]
         mine = [o for o in self.open_orders() if o.command.account == command.account]
         alternatives = [
