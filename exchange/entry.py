@@ -363,9 +363,10 @@ def _accept(market: Market, order: Order, group: Group | None, listing: Listing 
     if (
         order.special is not None
         and order.time_in_force == GTD
-        and order.expire_ns < order.hour * HOUR_NS - market.gate_ns
+        and order.expire_ns
+        < (order.hour + (order.hours - 1 if order.is_run else 0)) * HOUR_NS - market.gate_ns
     ):
-        # At the gate the order ends anyway; a later expiry would only lie in the queue.
+        # At its gate, a run's last one, it ends anyway; a later expiry would only lie in the queue.
         market.push_due(order.expire_ns, DUE_EXPIRY, order.order_id)
     if listing is not None:
         order.listing = listing

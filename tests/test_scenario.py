@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 from exchange.contract import HOUR_NS, gate_ns
-from exchange.engine import EMPTY_STATE, Engine
+from exchange.engine import EMPTY_STATE
 from exchange.quantity import lots_of, ticks_of
 from gateway.simulation import carbon, draws, prices
 from gateway.simulation.build import SMALL, build, read_inputs
@@ -33,6 +33,7 @@ from gateway.simulation.openb import (
     read_pods,
 )
 from gateway.simulation.rehearsal import search
+from gateway.simulation.replay import Replay
 from gateway.simulation.scenario import Act, Scenario, ScenarioError, read_acts, read_scenario
 from schemas.catalogue import load_venue
 from schemas.commands import Authority, CancelOrder, EnterOrder, OpenEra, Side
@@ -559,26 +560,26 @@ def check_asks(folder: Path, scenario: Scenario, acts: list[Act]) -> None:
 def test_in_the_engine_a_fifth_to_two_fifths_of_the_demand_stay_unfilled(built: Path) -> None:
     scenario = read_scenario(built)
     operator = Authority(bytes(32), 0, "test")
-    engine = Engine()
+    replay = Replay()
     digest = bytes(32)
     era = OpenEra("test", "0.1", CHINA, digest, (digest,), digest, digest, EMPTY_STATE, EMPTY_STATE)
-    engine.apply(scenario.day_start_ns, era)
+    replay.do(scenario.day_start_ns, era)
     for command in scenario.setup_commands():
         signed = msgspec.structs.replace(command, authority=operator)
-        assert not isinstance(engine.apply(scenario.day_start_ns, signed)[-1], Rejected)
+        [applied] = replay.do(scenario.day_start_ns, signed)
+        assert not isinstance(applied.events[-1], Rejected)
     demanded = filled = Fraction()
     refused: Counter[RejectReason] = Counter()
     for _, act in all_acts(built, scenario):
         if act.method == "order.cancel":
-            events = engine.apply(
-                act.at_ns, CancelOrder(act.account, client_order_id=act.params["client_order_id"])
-            )
+            cancel = CancelOrder(act.account, client_order_id=act.params["client_order_id"])
+            done = replay.do(act.at_ns, cancel)
         else:
             order = entered(act)
-            events = engine.apply(act.at_ns, order)
+            done = replay.do(act.at_ns, order)
             if order.side is Side.BUY:
                 demanded += gpu_hours(order.class_code, order.lots * order.hours)
-        for event in events:
+        for event in (event for applied in done for event in applied.events):
             trades = event.legs if isinstance(event, BlockTraded) else (event,)
             filled += sum(gpu_hours(t.class_code, t.lots) for t in trades if isinstance(t, Traded))
             if isinstance(event, Rejected):
