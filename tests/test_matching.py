@@ -212,6 +212,12 @@ def test_a_better_block_evicts_the_worst_where_the_hour_is_full() -> None:
     assert run(full + "bid 1 @ 99 hours 3 at 1") == ["rejected TOO_MANY_RESTING_BLOCKS"]
 
 
+def test_a_full_hour_evicts_for_blocks_of_that_hour_only() -> None:
+    full = "bid 1 @ 100 hours 2; bid 1 @ 99 hours 2; bid 1 @ 99 hours 2; bid 1 @ 102 hours 2; "
+    assert run(full + "bid 1 @ 99 hours 2 at 2") == []
+    assert run(full + "bid 1 @ 103 hours 2 at 2") == []
+
+
 def test_a_blocks_own_groups_asks_are_absent() -> None:
     assert run("ask 1 1 @ 100; ask 1 1 @ 100 at 1; bid 1 @ 105 hours 2 by 1") == []
 
