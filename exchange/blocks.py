@@ -96,7 +96,10 @@ def plan_block(
     served = block.served_by
     for site in sites:
         if of_asks:
-            plan = _plan_of_asks(block, site, served, most if best is None else best.cost - 1)
+            if best is not None:
+                # A later site's hourly asks still come before an earlier one's runs.
+                most = best.cost if best.of_runs else best.cost - 1
+            plan = _plan_of_asks(block, site, served, most)
             if plan is not None:
                 best = plan
         if of_runs and site.runs:
