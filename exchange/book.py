@@ -550,13 +550,12 @@ class _Chunk:
 class Orders:
     """Orders by number, which ascend without a gap: found without making or hashing a number."""
 
-    __slots__ = ("_chunks", "_last", "_last_index", "size")
+    __slots__ = ("_chunks", "_last", "_last_index")
 
     def __init__(self) -> None:
         self._chunks: list[_Chunk] = [_Chunk()]
         self._last = self._chunks[0]
         self._last_index = 0
-        self.size = 0
 
     def add(self, order: Order) -> None:
         """Take in the order with the next number."""
@@ -572,7 +571,6 @@ class Orders:
             missing -= 1
         chunk.orders.append(order)
         chunk.count += 1
-        self.size += 1
 
     def remove(self, order: Order) -> None:
         """Let an order go."""
@@ -580,7 +578,6 @@ class Orders:
         chunk = self._chunks[index]
         chunk.orders[order.order_id & (CHUNK - 1)] = None
         chunk.count -= 1
-        self.size -= 1
         if chunk.count == 0 and index < self._last_index:
             # What is left of a chunk whose orders have all ended is next to nothing.
             chunk.orders = []
