@@ -536,7 +536,7 @@ def test_what_was_settled_is_told_in_both_forms(cux: Cux, exchange: Served) -> N
     assert row == ["final", *counts, money_of(found["payment_micros"]), "24.68", penalty]
     chain = cux("settle", "explain", 1, *at).out.splitlines()
     assert [line for line in chain if line.endswith(":")] == [
-        "fill:", "readings:", "reconciliations:", "postings:", "transfers:",
+        "fill:", "resales:", "readings:", "reconciliations:", "postings:", "transfers:",
     ]  # fmt: skip
     assert chain[chain.index("readings:") + 1] == "  none"
     assert "  notional 24.68" in chain
