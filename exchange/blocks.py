@@ -1,7 +1,7 @@
 """Blocks, which are filled whole from one site, and runs, which sell stretches of hours to them."""
 
 from exchange import slots
-from exchange.book import CONTINUOUS, Book, Site, SiteHour
+from exchange.book import CONTINUOUS, Book, Site, SiteHour, price_time
 from exchange.market import Events, Market, contains, refuse
 from exchange.order import Order
 from exchange.slots import IOC
@@ -135,15 +135,11 @@ def _plan_of_asks(block: Order, site: Site, served: bytes, most: int) -> BlockPl
     return BlockPlan(site, cost, legs, False)
 
 
-def _price_time(order: Order) -> tuple[int, int]:
-    return (order.price, order.priority)
-
-
 def _plan_of_runs(block: Order, site: Site, served: bytes, most: int) -> BlockPlan | None:
     wanted, group = block.leaves_lots, block.account.group
     cost = 0
     given: list[tuple[Order, int]] = []
-    for run in sorted(site.runs.values(), key=_price_time):
+    for run in sorted(site.runs.values(), key=price_time):
         if run.account.group == group or not served[run.cell]:
             continue
         lots = after_sale(run, block.hour, block.hours, wanted)
@@ -166,8 +162,7 @@ def trade_block(market: Market, block: Order, plan: BlockPlan, events: Events) -
     """Fill the block by the plan, with all that follows."""
     trades: list[slots.Traded] = []
     lots = block.leaves_lots
-    if block.order_id in block.book.blocks:
-        leave_books(market, block)
+    market.leave_books(block)
     sold: dict[int, bool] = {}
     last = len(plan.legs) - 1
     # Its alternatives go first: while it trades leg by leg their reserve must not count.
@@ -215,15 +210,6 @@ def _take_of_run(market: Market, run: Order, leg: Leg) -> None:
     if run.leaves_lots == 0:
         del site.runs[run.order_id]
         market.close(run)
-
-
-def leave_books(market: Market, block: Order) -> None:
-    """Take a resting block out of the books of its hours."""
-    for hour in range(block.hour, block.hour + block.hours):
-        book = block.book.listed.books.get(hour)
-        if book is not None:
-            book.blocks.pop(block.order_id, None)
-    market.pending_retries.pop(block.order_id, None)
 
 
 def serve_blocks(market: Market, ask: Order, events: Events) -> None:
@@ -429,7 +415,7 @@ def replace_block(market: Market, block: Order, lots: int, price: int) -> Events
     if not reduces:
         market.give_time(block)
         market.count_order(block.account)
-    events: Events = [_replaced(block, reserved)]
+    events: Events = [market.replaced(block, reserved)]
     if plan is not None:
         trade_block(market, block, plan, events)
     return events
@@ -472,17 +458,6 @@ def replace_run(market: Market, run: Order, lots: int, price: int) -> Events:
     if not reduces:
         market.give_time(run)
         market.count_order(run.account)
-    events: Events = [_replaced(run, reserved)]
+    events: Events = [market.replaced(run, reserved)]
     serve_blocks(market, run, events)
     return events
-
-
-def _replaced(order: Order, reserved_micros: int) -> slots.OrderReplaced:
-    return slots.OrderReplaced(
-        order.order_id,
-        order.account.account,
-        order.lots,
-        order.price,
-        order.leaves_lots,
-        reserved_micros,
-    )

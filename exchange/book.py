@@ -355,12 +355,13 @@ class SiteHour:
         """Return the listed asks by price, then time."""
         found = self.by_price
         if found is None:
-            found = [] if self.listed is None else sorted(self.listed.values(), key=_price_time)
+            found = [] if self.listed is None else sorted(self.listed.values(), key=price_time)
             self.by_price = found
         return found
 
 
-def _price_time(order: Order) -> tuple[int, int]:
+def price_time(order: Order) -> tuple[int, int]:
+    """Return the key by which asks are sorted: price, then time."""
     return (order.price, order.priority)
 
 

@@ -4,8 +4,7 @@ from exchange.auction import CallBook, CallOrder, CellClearing, fault
 from exchange.blocks import cut_asks_of_runs
 from exchange.book import CALL, CLEARING, CONTINUOUS, HALTED, PRE_OPEN, Book
 from exchange.contract import HOUR_NS
-from exchange.hourly import PHASE_NAMES
-from exchange.market import SECOND_NS, Events, Market, refuse
+from exchange.market import PHASES, SECOND_NS, Events, Market, refuse
 from exchange.order import Order
 from exchange.slots import AUCTION
 from schemas.commands import CellPrice, EndCall, ProposeClearing
@@ -21,9 +20,7 @@ def _listed_book(market: Market, class_code: str, hour: int) -> Book | None:
 
 
 def _refuse_phase(phase: int, wanted: str) -> None:
-    refuse(
-        RejectReason.WRONG_PHASE, "delivery_hour", f"a contract that is {wanted}; it is {PHASE_NAMES[phase]}"
-    )
+    refuse(RejectReason.WRONG_PHASE, "delivery_hour", f"a contract that is {wanted}; it is {PHASES[phase]}")
 
 
 def halt(market: Market, class_code: str, hour: int) -> Events:

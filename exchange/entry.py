@@ -17,7 +17,6 @@ from exchange.blocks import (
 from exchange.book import CLEARING, CONTINUOUS, HALTED, Book, Class, Listing, Site
 from exchange.contract import HOUR_NS
 from exchange.hourly import (
-    PHASE_NAMES,
     check_display,
     check_phase,
     check_room,
@@ -27,7 +26,7 @@ from exchange.hourly import (
     replace,
     take_room,
 )
-from exchange.market import DUE_EXPIRY, MAX_NOTIONAL, Events, Market, refuse
+from exchange.market import DUE_EXPIRY, MAX_NOTIONAL, PHASES, Events, Market, refuse
 from exchange.matching import Plan
 from exchange.order import Account, Fill, Group, Order
 from exchange.slots import AUCTION, FOK, GTC, GTD, IOC, EnterOrder, Requirement
@@ -292,7 +291,7 @@ def check_phases(
             or (phase == HALTED and not reduces)
             or (phase != CONTINUOUS and time_in_force == IOC)
         ):
-            refuse(RejectReason.WRONG_PHASE, "delivery_hour", f"hour {hour} is {PHASE_NAMES[phase]}: not now")
+            refuse(RejectReason.WRONG_PHASE, "delivery_hour", f"hour {hour} is {PHASES[phase]}: not now")
 
 
 def _price_market_order(market: Market, book: Book, order: Order) -> None:

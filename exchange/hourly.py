@@ -1,18 +1,13 @@
 """Orders for one hour: entry, matching, replacement."""
 
-from typing import Final
-
-from exchange import slots
 from exchange.blocks import cut_asks_of_runs, serve_blocks
 from exchange.book import CALL, CLEARING, CONTINUOUS, HALTED, SiteHour
-from exchange.market import Events, Market, refuse
+from exchange.market import PHASES, Events, Market, refuse
 from exchange.matching import AT_BAND, AT_OWN, Plan, open_sides, plan_hourly
 from exchange.order import Fill, Group, Order
 from exchange.slots import AUCTION, FOK, IOC
 from schemas.events import EndReason
 from schemas.reasons import RejectReason
-
-PHASE_NAMES: Final = ("pre_open", "call", "clearing", "continuous", "halted")
 
 
 def check_phase(phase: int, time_in_force: int, is_market: bool, min_lots: int, post_only: bool) -> None:
@@ -21,14 +16,12 @@ def check_phase(phase: int, time_in_force: int, is_market: bool, min_lots: int, 
         if time_in_force == AUCTION:
             refuse(RejectReason.WRONG_PHASE, "time_in_force", "gtc, gtd, ioc or fok in continuous trading")
     elif phase in (CLEARING, HALTED):
-        refuse(
-            RejectReason.WRONG_PHASE, "delivery_hour", f"cancels only: the contract is {PHASE_NAMES[phase]}"
-        )
+        refuse(RejectReason.WRONG_PHASE, "delivery_hour", f"cancels only: the contract is {PHASES[phase]}")
     elif is_market or time_in_force in (IOC, FOK) or min_lots or post_only:
         refuse(
             RejectReason.WRONG_PHASE,
             "time_in_force",
-            f"limit orders of gtc, gtd or auction, with no minimum, in {PHASE_NAMES[phase]}",
+            f"limit orders of gtc, gtd or auction, with no minimum, in {PHASES[phase]}",
         )
 
 
@@ -154,7 +147,7 @@ def replace(market: Market, order: Order, lots: int, price: int) -> Events:
     more = lots - order.lots
     if price == order.price and more < 0:
         market.shrink(order, -more)
-        return [_replaced(order, -market.release(order))]
+        return [market.replaced(order, -market.release(order))]
     if order.display_lots:
         check_display(market, True, lots, order.display_lots)
     market.check_collar(book, price)
@@ -184,23 +177,12 @@ def replace(market: Market, order: Order, lots: int, price: int) -> Events:
     order.shown_lots = min(order.display_lots or order.leaves_lots, order.leaves_lots)
     market.give_time(order)
     market.count_order(order.account)
-    events: Events = [_replaced(order, reserved)]
+    events: Events = [market.replaced(order, reserved)]
     if book.phase == CONTINUOUS:
         match(market, order, plan, events)
     else:
         market.rest(order)
     return events
-
-
-def _replaced(order: Order, reserved_micros: int) -> slots.OrderReplaced:
-    return slots.OrderReplaced(
-        order.order_id,
-        order.account.account,
-        order.lots,
-        order.price,
-        order.leaves_lots,
-        reserved_micros,
-    )
 
 
 def check_display(market: Market, may_hide: bool, lots: int, display_lots: int) -> None:

@@ -507,6 +507,17 @@ class Market:
                 if block.hour == hour and contains(run, block):
                     self.pending_retries[block.order_id] = True
 
+    def replaced(self, order: Order, reserved_micros: int) -> slots.OrderReplaced:
+        """Return the event that tells an order's new total and price."""
+        return slots.OrderReplaced(
+            order.order_id,
+            order.account.account,
+            order.lots,
+            order.price,
+            order.leaves_lots,
+            reserved_micros,
+        )
+
     def end(self, order: Order, reason: EndReason) -> slots.OrderEnded:
         """End what is open of the order."""
         leaves_lots = order.leaves_lots
@@ -517,11 +528,7 @@ class Market:
     def take_away(self, order: Order) -> None:
         """Take an order out of wherever it stands and close it; its reserve stays as it is."""
         if order.is_bid and order.hours > 1:
-            for hour in range(order.hour, order.hour + order.hours):
-                book = order.book.listed.books.get(hour)
-                if book is not None:
-                    book.blocks.pop(order.order_id, None)
-            self.pending_retries.pop(order.order_id, None)
+            self.leave_books(order)
         elif order.hours > 1:
             self.set_run(order, [0] * order.hours)
             assert order.site is not None
@@ -539,6 +546,14 @@ class Market:
         order.leaves_lots = order.shown_lots = 0
         order.worth_micros = 0
         self.close(order)
+
+    def leave_books(self, block: Order) -> None:
+        """Take a block out of the books of its hours."""
+        for hour in range(block.hour, block.hour + block.hours):
+            book = block.book.listed.books.get(hour)
+            if book is not None:
+                book.blocks.pop(block.order_id, None)
+        self.pending_retries.pop(block.order_id, None)
 
     def close(self, order: Order) -> None:
         """Count an order that has nothing open as open no more."""
