@@ -4,7 +4,6 @@ from typing import Final
 
 from sortedcontainers import SortedList
 
-from exchange.contract import HOUR_NS
 from exchange.eligibility import Eligibility
 from exchange.order import Account, Order
 from exchange.slots import Requirement
@@ -531,11 +530,6 @@ class Listing:
         """Return the first hour of its first stretch that begins at `hour` or later."""
         behind = hour - self.next_hour
         return self.next_hour if behind <= 0 else self.next_hour + -(-behind // self.hours) * self.hours
-
-
-def gate_before(hour: int, gate_ns: int) -> int:
-    """Return when trading in a delivery hour ends."""
-    return hour * HOUR_NS - gate_ns
 
 
 class _Chunk:

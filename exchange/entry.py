@@ -15,7 +15,7 @@ from exchange.blocks import (
     to_evict,
 )
 from exchange.book import CLEARING, CONTINUOUS, HALTED, Book, Class, Listing, Site
-from exchange.contract import HOUR_NS
+from exchange.contract import gate_ns
 from exchange.hourly import (
     check_display,
     check_phase,
@@ -359,14 +359,11 @@ def _accept(market: Market, order: Order, group: Group | None, listing: Listing 
     account.open_orders += 1
     if market.free_orders_per_hour:
         market.count_order(account)
-    if (
-        order.special is not None
-        and order.time_in_force == GTD
-        and order.expire_ns
-        < (order.hour + (order.hours - 1 if order.is_run else 0)) * HOUR_NS - market.gate_ns
-    ):
-        # At its gate, a run's last one, it ends anyway; a later expiry would only lie in the queue.
-        market.push_due(order.expire_ns, DUE_EXPIRY, order.order_id)
+    if order.special is not None and order.time_in_force == GTD:
+        last = order.hour + order.hours - 1 if order.is_run else order.hour
+        # At that gate it ends anyway; a later expiry would only lie in the queue.
+        if order.expire_ns < gate_ns(last, market.gate_seconds):
+            market.push_due(order.expire_ns, DUE_EXPIRY, order.order_id)
     if listing is not None:
         order.listing = listing
         listing.open_orders[order.order_id] = order

@@ -15,9 +15,8 @@ from exchange.book import (
     Orders,
     Site,
     SiteHour,
-    gate_before,
 )
-from exchange.contract import HOUR_NS
+from exchange.contract import HOUR_NS, gate_ns
 from exchange.eligibility import Eligibility
 from exchange.order import Account, Fill, Order, Pledge, Terms
 from schemas.events import EndReason, Event, Phase, PhaseChanged, Rejected
@@ -106,7 +105,7 @@ class Market:
         self.calls: CallRules = venue.calls
         self.terms = Terms(venue)
         self.eligibility = Eligibility(venue)
-        self.gate_ns: int = venue.gate_seconds * SECOND_NS
+        self.gate_seconds: int = venue.gate_seconds
         self.horizon_hours: int = venue.horizon_hours
         # What an order is measured by, read once: a struct's field is slower to reach than a slot's.
         limits = venue.limits
@@ -139,8 +138,8 @@ class Market:
         self.time_ns = time_ns
         if time_ns >= self.turns_ns:
             self.hour = time_ns // HOUR_NS
-            self.closed_hour = (time_ns + self.gate_ns) // HOUR_NS
-            self.turns_ns = min((self.hour + 1) * HOUR_NS, gate_before(self.closed_hour + 1, self.gate_ns))
+            self.closed_hour = (time_ns + self.gate_seconds * SECOND_NS) // HOUR_NS
+            self.turns_ns = min((self.hour + 1) * HOUR_NS, gate_ns(self.closed_hour + 1, self.gate_seconds))
         if time_ns > self.next_forget_ns:
             self._forget()
 
@@ -184,7 +183,7 @@ class Market:
         """See to it that the gate of this delivery hour closes what stands in it."""
         if hour not in self.gates:
             self.gates[hour] = True
-            self.push_due(gate_before(hour, self.gate_ns), DUE_GATE, hour)
+            self.push_due(gate_ns(hour, self.gate_seconds), DUE_GATE, hour)
 
     # -- contracts -----------------------------------------------------------------------------------
 
@@ -204,7 +203,7 @@ class Market:
         if last < 0 or last > self.hour + self.horizon_hours:
             refuse(RejectReason.BEYOND_HORIZON, field, f"within {self.horizon_hours} hours")
         if first <= self.closed_hour:
-            refuse(RejectReason.GATE_CLOSED, field, f"{self.gate_ns // SECOND_NS} s before delivery")
+            refuse(RejectReason.GATE_CLOSED, field, f"{self.gate_seconds} s before delivery")
 
     def phase_of(self, listed: Class, hour: int) -> int:
         """Return the phase of a contract that is listed and not closed."""
