@@ -245,14 +245,6 @@ def _best_block_first(block: Order) -> tuple[int, int]:
 # -- capacity ------------------------------------------------------------------------------------------
 
 
-def cut_asks_of_runs(market: Market, ask: Order, events: Events) -> None:
-    """Cut the runs of the site-hour in which an hourly ask has sold."""
-    site, place = ask.site, ask.site_hour
-    assert site is not None
-    assert place is not None
-    cut_runs(market, site, place, ask.hour, events)
-
-
 def cut_runs(market: Market, site: Site, place: SiteHour, hour: int, events: Events) -> None:
     """Cut the open runs of a site-hour to what is left of its capacity, newest first."""
     for run in sorted(site.runs.values(), key=_newest_first):

@@ -1,9 +1,9 @@
 """Phases: halts, and calls from their start to their clearing."""
 
 from exchange.auction import CallBook, CallOrder, CellClearing, fault
-from exchange.blocks import cut_asks_of_runs
 from exchange.book import CALL, CLEARING, CONTINUOUS, HALTED, PRE_OPEN, Book
 from exchange.contract import HOUR_NS
+from exchange.hourly import meet
 from exchange.market import PHASES, SECOND_NS, Events, Market, refuse
 from exchange.order import Order
 from exchange.slots import AUCTION
@@ -154,26 +154,10 @@ def propose(market: Market, command: ProposeClearing) -> Events:
         bid, ask = market.orders.get(fill.bid_order_id), market.orders.get(fill.ask_order_id)
         assert bid is not None
         assert ask is not None
-        _trade(market, bid, ask, ticks[ask.cell], fill.lots, events)
+        meet(market, bid, ask, ticks[ask.cell], fill.lots, 0, ask.price, events)
     for cleared in cells:
         book.moved_reference(book.ask_cells[cleared.cell]).call(cleared.price_ticks)
     return events + _over(market, book, low, high)
-
-
-def _trade(market: Market, bid: Order, ask: Order, price: int, lots: int, events: Events) -> None:
-    market.fill(bid, lots)
-    market.fill(ask, lots)
-    value = lots * bid.tick_lot_micros
-    bid.worth_micros -= bid.price * value
-    ask.worth_micros -= ask.price * value
-    thinned = market.thin_group(bid, lots)
-    thinned += market.thin_group(ask, lots)
-    events.append(market.book_trade(bid, ask, bid.hour, price, lots, 0))
-    events += thinned
-    place = ask.site_hour
-    assert place is not None
-    if place.open_runs and ask.position is None:
-        cut_asks_of_runs(market, ask, events)
 
 
 def price_of(market: Market, cell: CellClearing) -> CellPrice:

@@ -1,6 +1,6 @@
 """Orders for one hour: entry, matching, replacement."""
 
-from exchange.blocks import cut_asks_of_runs, serve_blocks
+from exchange.blocks import cut_runs, serve_blocks
 from exchange.book import CALL, CLEARING, CONTINUOUS, HALTED, SiteHour
 from exchange.market import PHASES, Events, Market, refuse
 from exchange.matching import AT_BAND, AT_OWN, Plan, open_sides, plan_hourly
@@ -100,30 +100,46 @@ def trade(market: Market, taker: Order, maker: Order, lots: int, events: Events)
         bid, ask = taker, maker
     else:
         bid, ask = maker, taker
-    market.fill(maker, lots)
-    market.fill(taker, lots)
-    value = lots * bid.tick_lot_micros
-    bid.worth_micros -= bid.price * value
-    ask.worth_micros -= price * value
-    thinned: Events | None = None
-    if bid.exclusive is not None or ask.exclusive is not None:
-        if ask is taker and ask.exclusive is not None:
-            _count_sale(ask.exclusive, ask, price, lots, -1)
-        thinned = market.thin_group(bid, lots)
-        thinned += market.thin_group(ask, lots)
-    events.append(market.book_trade(bid, ask, bid.hour, price, lots, 1 if taker.is_bid else -1))
-    if thinned is not None:
-        events += thinned
     if market.collar_permille or market.band_permille:
         side = ask.side
         if side is None:
             side = ask.book.side(False, ask.cell, market.eligibility)
             ask.side = side
         ask.book.moved_reference(side).trade(price, lots, market.reference_lots)
-    place = ask.site_hour
+    if ask is taker and ask.exclusive is not None:
+        _count_sale(ask.exclusive, ask, price, lots, -1)
+    # An ask that takes is worth what it sells for, not its limit.
+    meet(market, bid, ask, price, lots, 1 if taker.is_bid else -1, price, events)
+
+
+def meet(
+    market: Market,
+    bid: Order,
+    ask: Order,
+    price: int,
+    lots: int,
+    taker: int,
+    ask_worth: int,
+    events: Events,
+) -> None:
+    """Let a bid and an ask trade, with all that follows; a lot of the ask was worth `ask_worth` ticks."""
+    market.fill(bid, lots)
+    market.fill(ask, lots)
+    value = lots * bid.tick_lot_micros
+    bid.worth_micros -= bid.price * value
+    ask.worth_micros -= ask_worth * value
+    thinned: Events | None = None
+    if bid.exclusive is not None or ask.exclusive is not None:
+        thinned = market.thin_group(bid, lots)
+        thinned += market.thin_group(ask, lots)
+    events.append(market.book_trade(bid, ask, bid.hour, price, lots, taker))
+    if thinned is not None:
+        events += thinned
+    place, site = ask.site_hour, ask.site
     assert place is not None
+    assert site is not None
     if place.open_runs and ask.position is None:
-        cut_asks_of_runs(market, ask, events)
+        cut_runs(market, site, place, ask.hour, events)
 
 
 def _stop_at_band(market: Market, order: Order, events: Events) -> None:
