@@ -10,6 +10,7 @@ import json
 import pickle
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,19 +21,19 @@ Call = tuple[Callable[..., Any], tuple[Any, ...]]
 Operation = tuple[int, int, bool, int, int, int, int]
 
 
-class Contestant:
+class Contestant(ABC):
     """An engine to be told operations; what it is told is prepared before the clock runs."""
 
+    @abstractmethod
     def calls(self, operation: Operation) -> list[Call]:
         """Return the calls that do the operation."""
-        raise NotImplementedError
 
-    def finish(self) -> None:
+    def finish(self) -> None:  # noqa: B027 - most have nothing to fetch
         """Fetch the trades, where they are not handed out at once; this is timed too."""
 
+    @abstractmethod
     def traded(self, results: list[Any]) -> int:
         """Return the lots traded, given what all calls returned."""
-        raise NotImplementedError
 
 
 class Bourse(Contestant):
