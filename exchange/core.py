@@ -17,6 +17,7 @@ from exchange.folder import DataFolder, FolderError
 from exchange.link import CoreLostError, read_frame
 from exchange.log import FileLog, LogError
 from exchange.process import end_with_supervisor
+from exchange.recovery import recover
 from exchange.sequencer import Sequencer
 from schemas.commands import (
     AnyCommand,
@@ -88,7 +89,7 @@ class Core:
         simulated = self._settings.clock_speed > 0
         if simulated:
             self.clock = SimulatedClock(self._settings.start_ns)
-        self.sequencer = Sequencer(self.log, self.clock)
+        self.sequencer = Sequencer(recover(self.log), self.clock)
         recovered_ns = self.sequencer.engine.time_ns
         if isinstance(self.clock, SimulatedClock):
             # Simulated time stands while the exchange is down: it goes on where the log ends, as it did.

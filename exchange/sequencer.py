@@ -7,13 +7,13 @@ from typing import NamedTuple
 import msgspec
 
 from exchange.clock import SECOND_NS, Clock
-from exchange.engine import EMPTY_STATE, ENGINE_DIGEST, Engine
+from exchange.engine import EMPTY_STATE, ENGINE_DIGEST
 from exchange.folder import Settings
-from exchange.log import Log, LogError
+from exchange.recovery import Recovered
 from schemas import RULES_VERSION
 from schemas.codec import CODEC_DIGEST, encode
 from schemas.commands import AnyCommand, EndCall, OpenEra, Tick
-from schemas.records import SALT_BYTES, Record, decoded
+from schemas.records import SALT_BYTES, Record
 
 CHORES_MAX = 100
 """How many of the engine's chores one batch does; the next does what is left, members' commands between."""
@@ -35,39 +35,20 @@ class Sequencer:
 
     def __init__(
         self,
-        log: Log,
+        recovered: Recovered,
         clock: Clock,
         draw_salt: Callable[[int], bytes] = secrets.token_bytes,
         draw_below: Callable[[int], int] = secrets.randbelow,
     ) -> None:
-        self.engine = Engine()
-        self.era: OpenEra | None = None
-        self._next = 1
+        self.engine = recovered.engine
+        self.era = recovered.era
+        self._next = recovered.sequence + 1
         self._clock = clock
         self._draw_salt = draw_salt
         self._draw_below = draw_below
         # When each call is to end, by class, hour and start.
         self._call_ends: dict[tuple[str, int, int], int] = {}
         self._chores_left = 0
-        for record in log.read(1):
-            self._reapply(record)
-
-    def _reapply(self, record: Record) -> None:
-        try:
-            known = decoded(record)
-        except msgspec.DecodeError as error:
-            raise LogError(
-                f"record {record.sequence} is of another version of cux, run the one that wrote it: {error}"
-            ) from None
-        events = self.engine.apply(known.time_ns, known.command)
-        if tuple(events) != known.events:
-            raise LogError(
-                f"record {record.sequence}: this engine gives other events than the log holds; "
-                f"run the release that wrote it, or restore the log"
-            )
-        if isinstance(known.command, OpenEra):
-            self.era = known.command
-        self._next = record.sequence + 1
 
     def open_era(self, settings: Settings) -> list[Record]:
         """Return the record that opens an era, none where the running one was made by this very code."""

@@ -21,6 +21,7 @@ from exchange.engine import Engine
 from exchange.folder import Settings
 from exchange.link import CoreLink
 from exchange.log import FileLog, Log, read_records
+from exchange.recovery import recover
 from exchange.sequencer import CHORES_MAX, Sequencer
 from schemas.commands import (
     AnyCommand,
@@ -132,7 +133,7 @@ class Desk:
 
     def restart(self) -> None:
         """Begin again with what the log holds, on the same clock."""
-        self.sequencer = Sequencer(self.log, self.clock, secrets.token_bytes, self._draw)
+        self.sequencer = Sequencer(recover(self.log), self.clock, secrets.token_bytes, self._draw)
         self.clock.time_ns = max(self.clock.time_ns, self.sequencer.engine.time_ns)
 
     def _draw(self, bound: int) -> int:
