@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test check build fuzz mutants bench-gateway bench-engine bench-auction lock clean
+.PHONY: run test check build fuzz crash mutants bench-gateway bench-engine bench-auction lock clean
 
 run: build  ## start the exchange with its own Postgres and run the main job
 	$(BIN)/cux demo $(ARGS)
@@ -21,6 +21,9 @@ build: $(READY)  ## compile the engine; without a C compiler it runs interpreted
 
 fuzz: build  ## the engine against its slow twin, for long
 	HYPOTHESIS_PROFILE=long $(BIN)/pytest --timeout 0 tests/test_engine_properties.py $(ARGS)
+
+crash: build  ## kill the processes of a real exchange under load, BUDGET times, drawn by SEED
+	$(BIN)/python -m tests.campaigns.crash $(SEED:%=--seed %) $(BUDGET:%=--budget %) $(ARGS)
 
 # In a copy: what is mutated is never committed, and the tests of the house do not read it.
 mutants: $(READY)  ## what the tests of matching do not notice when it is mutated: tests/README.md
