@@ -1,13 +1,11 @@
-"""The log: the only truth. Batches of records in numbered segment files, durable when `append` returns.
+"""The log: the only truth. Batches of records in numbered segments, durable when `append` returns.
 
 A segment is named after the first sequence number that it may hold. A batch is a header of 36 bytes
 (little-endian: magic, CRC-32C of all that follows it, epoch, first sequence, the last sequence known
-durable when it was written, count, length) and its records as MessagePack arrays, one after another.
-An empty batch only says up to where the log is durable.
+durable when it was written, count, length) and its records as a MessagePack array. An empty batch only
+says up to where the log is durable. Epochs count the writers that were promoted and never go back.
 """
 
-import fcntl
-import os
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,9 +14,12 @@ from typing import NamedTuple, Protocol
 import google_crc32c
 import msgspec
 
+from exchange.disk import Disk, FolderDisk
+from exchange.lock import FolderLock, HeldError
 from schemas.records import Record
 
 _HEADER = struct.Struct("<4sIIQQII")
+_CHECKED = struct.Struct("<IQQII")
 _MAGIC = b"CUX1"
 _CHECKED_FROM = 8
 SEGMENT_MAX_BYTES = 64 * 1024 * 1024
@@ -31,21 +32,41 @@ class LogError(Exception):
     """The log cannot be used as it stands; the message says where and why."""
 
 
+class Follower(Protocol):
+    """Follows a log that another writes."""
+
+    def poll(self) -> list[Record]:
+        """Return the records that have become durable since the last call, in order, perhaps none."""
+
+
 class Log(Protocol):
-    """What the sequencer needs of a log; nothing above knows about files."""
+    """What a sequencer needs of a log; nothing above knows about files.
+
+    Opening one cuts what its last writer left unfinished and told nobody of. One writer has it at a time.
+    """
 
     @property
     def last_sequence(self) -> int:
         """The last record that is durable, 0 if none."""
 
     def append(self, records: Sequence[Record]) -> None:
-        """Make the records durable, in order."""
+        """Make the records durable, in order; they follow on `last_sequence`.
+
+        Raises:
+            OSError: they may or may not stand in the log, which must not be written again.
+        """
 
     def seal(self) -> None:
         """Say in the log up to where it is durable, so that readers may go on."""
 
     def read(self, first: int) -> Iterator[Record]:
-        """Yield the records from sequence `first` on."""
+        """Yield the records from sequence `first` on, as far as they are durable now."""
+
+    def follow(self, first: int) -> Follower:
+        """Return what follows the log from sequence `first` on."""
+
+    def free_bytes(self) -> int:
+        """Return how much more can be appended."""
 
     def close(self) -> None:
         """Seal and let go."""
@@ -60,6 +81,11 @@ class Batch(NamedTuple):
     size: int
     payload: bytes
     end: int
+
+    @property
+    def last_sequence(self) -> int:
+        """The batch's last record, or of an empty one the last before it."""
+        return self.first_sequence + self.size - 1
 
     def records(self) -> tuple[Record, ...]:
         """Return the decoded records.
@@ -77,12 +103,7 @@ class Batch(NamedTuple):
             ) from None
 
 
-def segments(folder: Path) -> list[Path]:
-    """Return the segment files in order."""
-    return sorted(folder.glob("[0-9]*.log"))
-
-
-def batch_at(data: bytes | memoryview, offset: int) -> Batch | None:
+def batch_at(data: bytes, offset: int) -> Batch | None:
     """Return the whole, undamaged batch at `offset`, or None."""
     if offset + _HEADER.size > len(data):
         return None
@@ -90,49 +111,47 @@ def batch_at(data: bytes | memoryview, offset: int) -> Batch | None:
     end = offset + _HEADER.size + length
     if magic != _MAGIC or end > len(data):
         return None
-    if google_crc32c.value(bytes(data[offset + _CHECKED_FROM : end])) != crc:
+    if google_crc32c.value(data[offset + _CHECKED_FROM : end]) != crc:
         return None
-    return Batch(epoch, first, durable, count, bytes(data[offset + _HEADER.size : end]), end)
+    return Batch(epoch, first, durable, count, data[offset + _HEADER.size : end], end)
 
 
 def _encode_batch(epoch: int, first: int, durable: int, records: Sequence[Record]) -> bytes:
-    payload = _encoder.encode(tuple(records)) if records else b""
-    rest = struct.pack("<IQQII", epoch, first, durable, len(records), len(payload)) + payload
+    payload = _encoder.encode(records) if records else b""
+    rest = _CHECKED.pack(epoch, first, durable, len(records), len(payload)) + payload
     return _MAGIC + struct.pack("<I", google_crc32c.value(rest)) + rest
 
 
-def _refuse_other_version(path: Path, data: bytes) -> None:
-    if len(data) >= 4 and data[:3] == _MAGIC[:3] and data[:4] != _MAGIC:
-        raise LogError(f"{path} is of log format {data[3:4]!r}; this version reads format {_MAGIC[3:]!r}")
+class SegmentLog:
+    """The log on a disk that nobody else writes."""
 
-
-class FileLog:
-    """The log in a folder of segment files, held by one writer at a time."""
-
-    def __init__(self, folder: Path, segment_max_bytes: int = SEGMENT_MAX_BYTES) -> None:
-        """Open the folder, or make it, and cut a torn tail.
+    def __init__(
+        self,
+        disk: Disk,
+        segment_max_bytes: int = SEGMENT_MAX_BYTES,
+        *,
+        not_below: int = 0,
+        next_epoch: bool = False,
+    ) -> None:
+        """Read the log and cut a torn tail. `next_epoch` opens it for a writer that was promoted.
 
         Raises:
-            LogError: another process holds the folder, or the log is damaged before its tail.
+            LogError: the log is damaged before its tail, or would end before record `not_below`, which
+                somebody has seen.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        self._folder = folder
+        self._disk = disk
         self._segment_max_bytes = segment_max_bytes
-        self._lock = os.open(folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock)
-            raise LogError(f"{folder} is held by another running exchange") from None
         self.epoch = 1
         self.cut_bytes = 0
         self._last = 0
         self._known_durable = 0
-        try:
-            self._recover()
-        except BaseException:
-            os.close(self._lock)
-            raise
+        self._segment = 0
+        self._size = 0
+        self._recover(not_below)
+        if next_epoch:
+            self.epoch += 1
+            self._write(())
+            self._disk.sync(self._segment)
 
     @property
     def last_sequence(self) -> int:
@@ -147,87 +166,137 @@ class FileLog:
         """
         assert records[0].sequence == self._last + 1
         if self._size >= self._segment_max_bytes:
+            # Its last seal too: a tear in a segment that has a successor would be damage.
+            self._disk.sync(self._segment)
             self._start_segment()
-        self._write(_encode_batch(self.epoch, records[0].sequence, self._last, records))
-        os.fdatasync(self._file)
+        self._write(records)
+        self._disk.sync(self._segment)
         self._last = records[-1].sequence
 
     def seal(self) -> None:
         """Say in the log up to where it is durable, so that readers may go on."""
         if self._known_durable < self._last:
-            self._write(_encode_batch(self.epoch, self._last + 1, self._last, ()))
-            self._known_durable = self._last
+            self._write(())
 
     def read(self, first: int) -> Iterator[Record]:
         """Yield the records from sequence `first` on, as far as they are durable now."""
-        return read_records(self._folder, first, self._last)
+        return read_records(self._disk, first, self._last)
+
+    def follow(self, first: int) -> "LogReader":
+        """Return what follows the log from sequence `first` on."""
+        return LogReader(self._disk, first)
+
+    def free_bytes(self) -> int:
+        """Return how much more can be appended."""
+        return self._disk.free_bytes()
 
     def close(self) -> None:
-        """Seal, sync and let the folder go."""
+        """Seal, sync and let go."""
         self.seal()
-        os.fdatasync(self._file)
-        os.close(self._file)
-        os.close(self._lock)
+        self._disk.sync(self._segment)
+        self._disk.close()
 
-    def _write(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            written = os.write(self._file, view)
-            view = view[written:]
+    def _write(self, records: Sequence[Record]) -> None:
+        data = _encode_batch(self.epoch, self._last + 1, self._last, records)
+        self._disk.append(self._segment, data)
+        self._known_durable = self._last
         self._size += len(data)
 
     def _start_segment(self) -> None:
-        path = self._folder / f"{self._last + 1:020d}.log"
-        old = getattr(self, "_file", None)
-        if old is not None:
-            # Its last seal too: a tear in a segment that has a successor would be damage.
-            os.fdatasync(old)
-        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o600)
+        self._segment = self._last + 1
         self._size = 0
-        folder = os.open(self._folder, os.O_RDONLY)
-        os.fsync(folder)
-        os.close(folder)
-        if old is not None:
-            os.close(old)
+        self._disk.create(self._segment)
 
-    def _recover(self) -> None:
-        paths = segments(self._folder)
-        if not paths:
-            self._start_segment()
-            return
-        end = 0
-        for path in paths:
-            data = path.read_bytes()
-            _refuse_other_version(path, data)
-            end = 0
-            while end < len(data):
+    def _recover(self, not_below: int) -> None:
+        found = self._disk.segments()
+        end, size = 0, 0
+        for segment in found:
+            name, data = self._disk.name(segment), self._disk.read(segment)
+            _refuse_other_version(name, data)
+            end, size = 0, len(data)
+            while end < size:
                 batch = batch_at(data, end)
                 if batch is None:
-                    self._refuse_damage_before_tail(path, data, end, path == paths[-1])
+                    self._refuse_damage_before_tail(name, data, end, segment == found[-1])
                     break
+                where = f"{name} at byte {end}"
                 if batch.first_sequence != self._last + 1:
-                    raise LogError(
-                        f"{path} at byte {end}: sequence {batch.first_sequence} found, {self._last + 1} due"
-                    )
-                self._last += batch.size
+                    raise LogError(f"{where}: sequence {batch.first_sequence} found, {self._last + 1} due")
+                self.epoch = _next_epoch(where, self.epoch, batch)
+                self._last = batch.last_sequence
                 self._known_durable = max(self._known_durable, batch.durable)
-                self.epoch = batch.epoch
                 end = batch.end
-        self._file = os.open(paths[-1], os.O_WRONLY | os.O_APPEND)
-        self.cut_bytes = os.fstat(self._file).st_size - end
-        os.ftruncate(self._file, end)
+        if self._last < not_below:
+            raise LogError(
+                f"the log ends with record {self._last}, but record {not_below} was seen by a reader or a "
+                "checkpoint: it has lost what was told; restore it from a copy"
+            )
+        if not found:
+            self._start_segment()
+            return
+        self._segment, self._size = found[-1], end
+        self.cut_bytes = size - end
         # What was written but perhaps not synced when the last writer died becomes durable now.
-        os.fsync(self._file)
-        self._size = end
+        self._disk.truncate(self._segment, end)
         self.seal()
 
-    def _refuse_damage_before_tail(self, path: Path, data: bytes, offset: int, last_segment: bool) -> None:
-        where = f"{path} is damaged at byte {offset}, in the batch of sequence {self._last + 1}"
+    def _refuse_damage_before_tail(self, name: str, data: bytes, offset: int, last_segment: bool) -> None:
+        where = f"{name} is damaged at byte {offset}, in the batch of sequence {self._last + 1}"
         if not last_segment:
             raise LogError(f"{where}; later segments exist, so this is no torn tail")
         durable = _durable_later(data, offset)
         if durable > self._last:
             raise LogError(f"{where}; the log was durable up to {durable}, so this is no torn tail")
+
+
+class FileLog(SegmentLog):
+    """The log in a folder of segment files, held by one writer at a time."""
+
+    def __init__(
+        self,
+        folder: Path,
+        segment_max_bytes: int = SEGMENT_MAX_BYTES,
+        *,
+        not_below: int = 0,
+        next_epoch: bool = False,
+        wait_seconds: float = 0.0,
+    ) -> None:
+        """Open the folder, or make it, and cut a torn tail; wait for its lock at most so long.
+
+        Raises:
+            LogError: another process holds the folder, or as for `SegmentLog`.
+        """
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock = FolderLock(folder, wait_seconds)
+        except HeldError as error:
+            raise LogError(str(error)) from None
+        disk = FolderDisk(folder)
+        try:
+            super().__init__(disk, segment_max_bytes, not_below=not_below, next_epoch=next_epoch)
+        except BaseException:
+            disk.close()
+            self._lock.release()
+            raise
+
+    def close(self) -> None:
+        """Seal, sync and let the folder go."""
+        super().close()
+        self._lock.release()
+
+
+def _refuse_other_version(name: str, data: bytes) -> None:
+    if len(data) >= 4 and data[:3] == _MAGIC[:3] and data[:4] != _MAGIC:
+        raise LogError(f"{name} is of log format {data[3:4]!r}; this version reads format {_MAGIC[3:]!r}")
+
+
+def _next_epoch(where: str, epoch: int, batch: Batch) -> int:
+    if batch.epoch < epoch:
+        raise LogError(
+            f"{where}: the batch of sequence {batch.first_sequence} is of epoch {batch.epoch}, after epoch "
+            f"{epoch}: it was written by a leader that had been deposed"
+        )
+    return batch.epoch
 
 
 def _durable_later(data: bytes, offset: int) -> int:
@@ -242,34 +311,41 @@ def _durable_later(data: bytes, offset: int) -> int:
     return durable
 
 
-def read_records(folder: Path, first: int = 1, last: int | None = None) -> Iterator[Record]:
+def _disk(place: Path | Disk) -> Disk:
+    return FolderDisk(place) if isinstance(place, Path) else place
+
+
+def read_records(place: Path | Disk, first: int = 1, last: int | None = None) -> Iterator[Record]:
     """Yield the records `first` to `last` of a log at rest; where it ends before `last`, as far as it goes.
 
-    By default all whole batches, without a torn tail.
+    By default all whole batches, without a torn tail. A path is the log's folder.
 
     Raises:
         LogError: a batch is damaged or missing before the last one asked for.
     """
-    expected = 0
-    paths = segments(folder)
-    if paths and int(paths[0].stem) > first:
-        raise LogError(f"{folder} starts at {int(paths[0].stem)}; {first} was asked for")
-    for index, path in enumerate(paths):
-        if index + 1 < len(paths) and int(paths[index + 1].stem) <= first:
+    disk = _disk(place)
+    expected, epoch = 0, 1
+    found = disk.segments()
+    if found and found[0] > first:
+        raise LogError(f"the log starts at {found[0]}; {first} was asked for")
+    for index, segment in enumerate(found):
+        if index + 1 < len(found) and found[index + 1] <= first:
             continue
-        data = path.read_bytes()
-        _refuse_other_version(path, data)
+        name, data = disk.name(segment), disk.read(segment)
+        _refuse_other_version(name, data)
         offset = 0
         while offset < len(data):
             batch = batch_at(data, offset)
             if batch is None:
-                torn = index == len(paths) - 1 and _durable_later(data, offset) < max(expected, 1)
+                torn = index == len(found) - 1 and _durable_later(data, offset) < max(expected, 1)
                 if last is None and torn:
                     return
-                raise LogError(f"{path} is damaged at byte {offset}")
+                raise LogError(f"{name} is damaged at byte {offset}")
+            where = f"{name} at byte {offset}"
             if expected and batch.first_sequence != expected:
-                raise LogError(f"{path} at byte {offset}: {batch.first_sequence} found, {expected} expected")
-            expected = batch.first_sequence + batch.size
+                raise LogError(f"{where}: {batch.first_sequence} found, {expected} expected")
+            epoch = _next_epoch(where, epoch, batch)
+            expected = batch.last_sequence + 1
             if expected > first:
                 for record in batch.records():
                     if last is not None and record.sequence > last:
@@ -281,17 +357,18 @@ def read_records(folder: Path, first: int = 1, last: int | None = None) -> Itera
                 return
 
 
-def durable_end(log_folder: Path) -> int:
+def durable_end(place: Path | Disk) -> int:
     """Return up to which record the log is known to be durable, 0 for a log that is not there yet.
 
     Whole batches behind damage count: to read up to there is to find it.
     """
-    paths = segments(log_folder)
-    if not paths:
+    disk = _disk(place)
+    found = disk.segments()
+    if not found:
         return 0
     # A segment is begun when all before it is durable.
-    durable = int(paths[-1].stem) - 1
-    data = paths[-1].read_bytes()
+    durable = found[-1] - 1
+    data = disk.read(found[-1])
     offset = 0
     while (batch := batch_at(data, offset)) is not None:
         durable = max(durable, batch.durable)
@@ -302,53 +379,60 @@ def durable_end(log_folder: Path) -> int:
 class LogReader:
     """Follows a live log from another process: yields only what is known to be durable."""
 
-    def __init__(self, folder: Path, first: int = 1) -> None:
-        """Start before sequence `first`; the folder may still be empty."""
-        self._folder = folder
+    def __init__(self, place: Path | Disk, first: int = 1) -> None:
+        """Start before sequence `first`; the log, a folder or a disk, may still be empty."""
+        self._disk = _disk(place)
         self._next = first
-        self._path: Path | None = None
+        self._segment = 0
         self._offset = 0
-        self._waiting: list[Record] = []
+        self._epoch = 1
 
     def poll(self) -> list[Record]:
         """Return the records that have become durable since the last call, in order, perhaps none.
 
         Raises:
-            LogError: the log lacks records asked for, or is damaged in a segment that has a successor.
+            LogError: the log lacks records asked for, or is damaged in a segment that has a successor, or
+                was written by a leader that had been deposed.
         """
         ready: list[Record] = []
-        while self._path is not None or self._find():
-            assert self._path is not None
+        while self._segment or self._find():
             # Listed before the segment is read: it grows no more once it has a successor.
-            later = [p for p in segments(self._folder) if p > self._path]
-            with self._path.open("rb") as file:
-                file.seek(self._offset)
-                data = file.read()
+            later = [segment for segment in self._disk.segments() if segment > self._segment]
+            name, data = self._disk.name(self._segment), self._disk.read(self._segment, self._offset)
+            batches: list[Batch] = []
+            # A segment is begun when all before it is durable.
+            durable = later[0] - 1 if later else 0
             offset = 0
             while (batch := batch_at(data, offset)) is not None:
-                self._waiting += [r for r in batch.records() if r.sequence >= self._next]
-                durable = sum(1 for record in self._waiting if record.sequence <= batch.durable)
-                ready += self._waiting[:durable]
-                del self._waiting[:durable]
+                batches.append(batch)
+                durable = max(durable, batch.durable)
                 offset = batch.end
-            self._offset += offset
+            consumed = 0
+            for batch in batches:
+                # The rest is read again: should its writer die, the next one may have to cut it.
+                if batch.last_sequence > durable:
+                    break
+                self._epoch = _next_epoch(f"{name} at byte {self._offset + consumed}", self._epoch, batch)
+                ready += [record for record in batch.records() if record.sequence >= self._next]
+                consumed = batch.end
+            self._offset += consumed
             if not later:
                 break
             if offset < len(data):
-                raise LogError(f"{self._path} is damaged at byte {self._offset}")
-            self._path, self._offset = later[0], 0
+                raise LogError(f"{name} is damaged at byte {self._offset}")
+            self._segment, self._offset = later[0], 0
         for record in ready:
             if record.sequence != self._next:
-                raise LogError(f"{self._folder} lacks record {self._next}; {record.sequence} follows")
+                raise LogError(f"the log lacks record {self._next}; {record.sequence} follows")
             self._next += 1
         return ready
 
     def _find(self) -> bool:
-        paths = segments(self._folder)
-        for path in reversed(paths):
-            if int(path.stem) <= self._next:
-                self._path, self._offset = path, 0
+        found = self._disk.segments()
+        for segment in reversed(found):
+            if segment <= self._next:
+                self._segment, self._offset = segment, 0
                 return True
-        if paths:
-            raise LogError(f"{self._folder} starts at {int(paths[0].stem)}; {self._next} was asked for")
+        if found:
+            raise LogError(f"the log starts at {found[0]}; {self._next} was asked for")
         return False

@@ -10,8 +10,8 @@ import google_crc32c
 import msgspec
 import pytest
 
-import exchange.log
-from exchange.log import FileLog, LogError, LogReader, batch_at, durable_end, read_records, segments
+from exchange.disk import FolderDisk
+from exchange.log import FileLog, LogError, LogReader, batch_at, durable_end, read_records
 from schemas.codec import encode
 from schemas.commands import CancelOrder, Tick
 from schemas.events import OrderEnded
@@ -36,8 +36,12 @@ def batch(first: int, count: int) -> list[Record]:
 
 def abandon(log: FileLog) -> None:
     """Leave the log as a killed process leaves it: no seal, the lock free."""
-    os.close(log._file)
-    os.close(log._lock)
+    log._disk.close()
+    log._lock.release()
+
+
+def segments(folder: Path) -> list[Path]:
+    return sorted(folder.glob("[0-9]*.log"))
 
 
 def written(folder: Path, sizes: tuple[int, ...], segment_max_bytes: int = 1 << 20) -> list[Record]:
@@ -264,16 +268,16 @@ def test_a_reader_loses_nothing_when_the_writer_rotates_while_it_reads(
     log.seal()
     reader = LogReader(tmp_path)
     told = [r.sequence for r in reader.poll()]
-    real = exchange.log.segments
+    real = FolderDisk.segments
 
-    def meanwhile(folder: Path) -> list[Path]:
+    def meanwhile(disk: FolderDisk) -> list[int]:
         # Between the reader's look at its segment and its look at the folder the writer goes on.
         for _ in range(3 if log.last_sequence == 1 else 0):
             log.append(batch(log.last_sequence + 1, 1))
-        return real(folder)
+        return real(disk)
 
     with monkeypatch.context() as patch:
-        patch.setattr(exchange.log, "segments", meanwhile)
+        patch.setattr(FolderDisk, "segments", meanwhile)
         told += [r.sequence for r in reader.poll()]
     log.seal()
     told += [r.sequence for r in reader.poll()]

@@ -14,9 +14,10 @@ import typer
 from exchange.book import CellSide
 from exchange.contract import parse_symbol, symbol
 from exchange.depth import Supply
+from exchange.disk import FolderDisk
 from exchange.engine import EMPTY_STATE, ENGINE_DIGEST, Engine
 from exchange.folder import DataFolder
-from exchange.log import LogError, read_records, segments
+from exchange.log import LogError, read_records
 from exchange.offline import LINE_MAX_BYTES, Line, OfflineError, Outcome, difference, read_lines
 from exchange.quantity import gpus_of, price_of
 from gateway.cli.app import INT64_MAX, AsJson, console, group, show
@@ -358,7 +359,7 @@ def _text(name: str, text: BinaryIO) -> Iterator[Line]:
 def _log(path: Path) -> Iterator[Decoded]:
     folder = DataFolder(path)
     log = folder.log if folder.settings_file.exists() else path
-    if not segments(log):
+    if not FolderDisk(log).segments():
         raise OfflineError(f"{log}: no log; a folder of an exchange that has run, or its log, is allowed")
     return map(understood, read_records(log))
 

@@ -1,0 +1,107 @@
+"""What the log needs of a disk, and nothing more: a simulation can lose what a real one may lose."""
+
+import os
+from pathlib import Path
+from typing import Protocol
+
+
+class Disk(Protocol):
+    """Segments, each known by the first sequence that it may hold. Every failure is an `OSError`."""
+
+    def segments(self) -> list[int]:
+        """Return the segments there are, in order."""
+
+    def name(self, segment: int) -> str:
+        """Return what people call the segment."""
+
+    def create(self, segment: int) -> None:
+        """Make an empty segment; it is there for good when this returns."""
+
+    def read(self, segment: int, offset: int = 0) -> bytes:
+        """Return what stands in the segment from `offset` on, durable or not."""
+
+    def append(self, segment: int, data: bytes) -> None:
+        """Write at the segment's end; a crash before the next `sync` may leave any part of it."""
+
+    def sync(self, segment: int) -> None:
+        """Make durable what was appended to the segment."""
+
+    def truncate(self, segment: int, size: int) -> None:
+        """Cut the segment to `size` bytes, which are durable when this returns."""
+
+    def free_bytes(self) -> int:
+        """Return how much more can be appended."""
+
+    def close(self) -> None:
+        """Let go, without a sync."""
+
+
+class FolderDisk:
+    """Segment files in a folder, which may be missing as long as it is only read."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        # The one segment that is written. A failed sync is told to who held the file when it was written.
+        self._segment = 0
+        self._file: int | None = None
+
+    def segments(self) -> list[int]:
+        """Return the segments there are, in order."""
+        return sorted(int(path.stem) for path in self._folder.glob("[0-9]*.log"))
+
+    def name(self, segment: int) -> str:
+        """Return the segment's path."""
+        return str(self._path(segment))
+
+    def create(self, segment: int) -> None:
+        """Make an empty segment; it is there for good when this returns."""
+        os.close(os.open(self._path(segment), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+        folder = os.open(self._folder, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def read(self, segment: int, offset: int = 0) -> bytes:
+        """Return what stands in the segment from `offset` on, durable or not."""
+        with self._path(segment).open("rb") as file:
+            file.seek(offset)
+            return file.read()
+
+    def append(self, segment: int, data: bytes) -> None:
+        """Write at the segment's end."""
+        file = self._open(segment)
+        view = memoryview(data)
+        while view:
+            view = view[os.write(file, view) :]
+
+    def sync(self, segment: int) -> None:
+        """Make durable what was appended to the segment."""
+        os.fdatasync(self._open(segment))
+
+    def truncate(self, segment: int, size: int) -> None:
+        """Cut the segment to `size` bytes, which are durable when this returns."""
+        file = self._open(segment)
+        os.ftruncate(file, size)
+        os.fsync(file)
+
+    def free_bytes(self) -> int:
+        """Return what the file system has left for this user."""
+        space = os.statvfs(self._folder)
+        return space.f_bavail * space.f_frsize
+
+    def close(self) -> None:
+        """Let go, without a sync."""
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def _path(self, segment: int) -> Path:
+        return self._folder / f"{segment:020d}.log"
+
+    def _open(self, segment: int) -> int:
+        if self._file is None or self._segment != segment:
+            self.close()
+            self._file = os.open(self._path(segment), os.O_WRONLY | os.O_APPEND)
+            self._segment = segment
+        return self._file
