@@ -27,7 +27,7 @@ from exchange.market import (
 from exchange.order import Order
 from exchange.registry import Registry
 from exchange.standing import cancel_offer, enter_offer, list_offer, listing_is_due, replace_offer
-from exchange.state import balances, state_hash
+from exchange.state import balances, encoded_state, restore
 from schemas.commands import (
     AnyCommand,
     CancelStandingOffer,
@@ -277,9 +277,13 @@ class Engine:
 
     # -- state -----------------------------------------------------------------------------------------
 
+    def encoded_state(self) -> bytes:
+        """Return the whole state, the same bytes in every process that applied the same log."""
+        return b"" if self.venue is None else encoded_state(self.venue, self.market, self.registry)
+
     def state_hash(self) -> bytes:
-        """Return the SHA-256 of the whole state, the same in every process that applied the same log."""
-        return EMPTY_STATE if self.venue is None else state_hash(self.venue, self.market, self.registry)
+        """Return the SHA-256 of the encoded state."""
+        return hashlib.sha256(self.encoded_state()).digest()
 
     @property
     def orders(self) -> dict[int, Order]:
@@ -293,6 +297,17 @@ class Engine:
     def check(self) -> None:
         """Assert the invariants of the whole state; slow."""
         check(self.market)
+
+
+def restored(state: bytes) -> Engine:
+    """Return an engine in that state, which answers ever after as the one that encoded it.
+
+    Raises:
+        msgspec.DecodeError: the bytes are no state of this format.
+    """
+    engine = Engine()
+    engine.venue = restore(state, engine.market, engine.registry)
+    return engine
 
 
 def _by_id(order: Order) -> int:
