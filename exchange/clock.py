@@ -1,6 +1,7 @@
 """Venue time: the wall clock, or a simulated one that starts where it is told and runs faster, or stands."""
 
 import time
+from collections.abc import Callable
 from typing import Protocol
 
 SECOND_NS = 1_000_000_000
@@ -16,18 +17,48 @@ class Clock(Protocol):
         """Return venue time, UTC nanoseconds."""
 
 
+PARTED_NS = 50_000_000
+"""A wall clock that parts from the monotonic one by more than this was set, or the machine slept."""
+
+
 class WallClock:
-    """UTC as the machine knows it, held back where the machine's clock steps back."""
+    """UTC as the machine knows it, held back where the machine's clock steps back.
+
+    Once it has parted from the monotonic clock it is not believed: until `correct`, time goes on from
+    where the two last agreed.
+    """
 
     speed = 1
     simulated = False
 
-    def __init__(self, not_before_ns: int = 0) -> None:
+    def __init__(
+        self,
+        not_before_ns: int = 0,
+        wall: Callable[[], int] = time.time_ns,
+        monotonic: Callable[[], int] = time.monotonic_ns,
+    ) -> None:
         self._last = not_before_ns
+        self._wall = wall
+        self._monotonic = monotonic
+        self.correct()
+
+    def correct(self) -> None:
+        """Believe the wall clock again, as it is now."""
+        self._apart = self._wall() - self._monotonic()
+        self.parted_ns = 0
+        """By how much the wall clock was ahead (under 0: behind) when it was found to have parted, else 0."""
 
     def now_ns(self) -> int:
         """Return venue time, UTC nanoseconds."""
-        self._last = max(self._last, time.time_ns())
+        monotonic = self._monotonic()
+        now = self._wall()
+        ahead = now - monotonic - self._apart
+        if not self.parted_ns and abs(ahead) > PARTED_NS:
+            self.parted_ns = ahead
+        if self.parted_ns:
+            now = monotonic + self._apart
+        if now > self._last:
+            self._last = now
         return self._last
 
 

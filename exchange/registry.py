@@ -12,6 +12,7 @@ from exchange.order import Account
 from schemas.codec import encode
 from schemas.commands import (
     CertifySite,
+    CorrectClock,
     Deposit,
     DerateSite,
     HaltContract,
@@ -32,6 +33,7 @@ from schemas.events import (
     AccountReinstated,
     AccountSuspended,
     AnyEvent,
+    ClockCorrected,
     Deposited,
     KeyRegistered,
     ReadingsReceived,
@@ -107,6 +109,9 @@ class Registry:
                     refuse(RejectReason.NOTHING_TO_CHANGE, "account", "an account that is suspended")
                 account.is_suspended = False
                 return [AccountReinstated(account.account)]
+            case CorrectClock():
+                # What follows from it is the sequencer's business, which stamps.
+                return [ClockCorrected()]
             case HaltContract():
                 return halt(market, command.class_code, command.delivery_hour)
             case ResumeContract():

@@ -359,6 +359,10 @@ class DerateSite(OperatorCommand, frozen=True, tag="derate_site"):
     capacity_lots: Int64
 
 
+class CorrectClock(OperatorCommand, frozen=True, tag="correct_clock"):
+    """Believe the machine's clock again, which had parted from the time that passed."""
+
+
 class ReceiveReadings(OperatorCommand, frozen=True, tag="receive_readings"):
     """Announce a batch of meter readings kept outside the log, so that it cannot change unseen."""
 
@@ -409,6 +413,7 @@ AnyCommand = (
     | DerateSite
     | SuspendAccount
     | ReinstateAccount
+    | CorrectClock
     | HaltContract
     | ResumeContract
     | EnterOrder

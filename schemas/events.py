@@ -294,6 +294,10 @@ class AccountReinstated(Event, frozen=True, tag="account_reinstated"):
     account: int
 
 
+class ClockCorrected(Event, frozen=True, tag="clock_corrected"):
+    """From the next command on the time is the machine's clock's again, if that is later."""
+
+
 class SiteDerated(Event, frozen=True, tag="site_derated"):
     """The site's capacity changed; in `oversold_hours` more is sold than it now has."""
 
@@ -337,6 +341,7 @@ AnyEvent = (
     | SiteDerated
     | AccountSuspended
     | AccountReinstated
+    | ClockCorrected
     | OrderAccepted
     | OrderListed
     | OrderRepeated

@@ -16,6 +16,7 @@ from schemas.commands import (
     CancelStandingOffer,
     CellPrice,
     CertifySite,
+    CorrectClock,
     Deposit,
     DerateSite,
     EndCall,
@@ -378,6 +379,7 @@ ROWS: dict[R, tuple[Row, ...]] = {
                 RESUME,
                 SuspendAccount(BUYER),
                 ReinstateAccount(BUYER),
+                CorrectClock(),
             )
         ),
     ),

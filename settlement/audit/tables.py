@@ -17,6 +17,7 @@ from exchange.quantity import gpus_of, money_of, price_of
 from schemas.commands import (
     AnyCommand,
     CertifySite,
+    CorrectClock,
     Deposit,
     DerateSite,
     EnterOrder,
@@ -581,6 +582,8 @@ class Tables:
                 subject = f"batch {command.batch}"
             case StartSettlementRun():
                 subject = f"run {command.run}"
+            case CorrectClock():
+                pass
             case _:
                 raise AssertionError(command)
         refusal = next((event for event in events if isinstance(event, Rejected)), None)

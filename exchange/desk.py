@@ -1,0 +1,134 @@
+"""The desk before the sequencer: who waits, who goes first, and who is told to come back later.
+
+Two lanes. The first one, for cancels and for what operators do, goes before the ordinary one; only within
+an account nothing overtakes, else a cancel of all that was just entered would leave the order open.
+"""
+
+from collections import deque
+from enum import Enum
+from typing import Any, NamedTuple, get_args
+
+from schemas.commands import (
+    AnyCommand,
+    CancelOrder,
+    CancelStandingOffer,
+    CorrectClock,
+    MassCancel,
+    OperatorCommand,
+    Tick,
+)
+
+ORDINARY_MAX = 10_000
+CANCELS_MAX = 10_000
+OPERATORS_MAX = 1_000
+
+
+class Kind(Enum):
+    """Whose room a command takes up. All but the ordinary go in the first lane."""
+
+    ORDINARY = "commands"
+    CANCEL = "cancels"
+    OPERATOR = "operators' commands"
+
+
+def _kind(command: type) -> Kind:
+    if command in (CancelOrder, MassCancel, CancelStandingOffer):
+        return Kind.CANCEL
+    # A tick comes from an operator who set a simulated clock, or is the core's own.
+    return Kind.OPERATOR if issubclass(command, OperatorCommand | Tick) else Kind.ORDINARY
+
+
+_KINDS: dict[type, Kind] = {command: _kind(command) for command in get_args(AnyCommand)}
+
+
+class Request(NamedTuple):
+    """A command that waits; who asked for it, and by which number, is the caller's business."""
+
+    client: Any
+    correlation: int
+    command: AnyCommand
+
+
+class Desk:
+    """What was taken in and has no number yet."""
+
+    def __init__(
+        self,
+        ordinary_max: int = ORDINARY_MAX,
+        cancels_max: int = CANCELS_MAX,
+        operators_max: int = OPERATORS_MAX,
+    ) -> None:
+        self.cancels_only = ""
+        """Why nothing but cancels is taken, empty while everything is."""
+        self._max = {Kind.ORDINARY: ordinary_max, Kind.CANCEL: cancels_max, Kind.OPERATOR: operators_max}
+        self._waiting = dict.fromkeys(Kind, 0)
+        self._first: deque[Request] = deque()
+        self._ordinary: deque[Request] = deque()
+        # Ordinary commands are numbered from 0 as they come; so many have gone.
+        self._gone = 0
+        # The last ordinary command of each account that has one here.
+        self._last_of: dict[int, int] = {}
+        # The cancels that wait for an ordinary command of their own account, by its number.
+        self._behind: dict[int, list[Request]] = {}
+
+    def __len__(self) -> int:
+        return len(self._first) + len(self._ordinary) + sum(map(len, self._behind.values()))
+
+    def refusal(self, command: AnyCommand) -> str:
+        """Return why the command would not be taken now, empty where it would."""
+        kind = _KINDS[type(command)]
+        if self.cancels_only and kind is not Kind.CANCEL and not isinstance(command, CorrectClock):
+            return f"only cancels are taken: {self.cancels_only}"
+        if self._waiting[kind] >= self._max[kind]:
+            return f"the exchange is busy: {self._waiting[kind]} {kind.value} wait"
+        return ""
+
+    def put(self, request: Request) -> str:
+        """Take the request in, or return why not; then it is as if it had never come."""
+        command = request.command
+        kind = _KINDS[type(command)]
+        if self.cancels_only or self._waiting[kind] >= self._max[kind]:
+            refusal = self.refusal(command)
+            if refusal:
+                return refusal
+        self._waiting[kind] += 1
+        account = None if kind is Kind.OPERATOR else getattr(command, "account", None)
+        if kind is Kind.ORDINARY:
+            if account is not None:
+                self._last_of[account] = self._gone + len(self._ordinary)
+            self._ordinary.append(request)
+        elif account in self._last_of:
+            self._behind.setdefault(self._last_of[account], []).append(request)
+        else:
+            self._first.append(request)
+        return ""
+
+    def put_own(self, command: AnyCommand) -> None:
+        """Let a command of the core's own go first, whatever else waits."""
+        self._waiting[_KINDS[type(command)]] += 1
+        self._first.append(Request(None, 0, command))
+
+    def take(self, most: int) -> list[Request]:
+        """Return what goes next, at most so many."""
+        taken: list[Request] = []
+        while len(taken) < most:
+            if self._first:
+                request = self._first.popleft()
+            elif self._ordinary:
+                request = self._next_ordinary()
+            else:
+                break
+            self._waiting[_KINDS[type(request.command)]] -= 1
+            taken.append(request)
+        return taken
+
+    def _next_ordinary(self) -> Request:
+        request = self._ordinary.popleft()
+        number = self._gone
+        self._gone += 1
+        account = getattr(request.command, "account", None)
+        if account is not None and self._last_of[account] == number:
+            del self._last_of[account]
+        # They come next: the first lane is empty.
+        self._first.extend(self._behind.pop(number, ()))
+        return request
