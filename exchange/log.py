@@ -32,6 +32,10 @@ class LogError(Exception):
     """The log cannot be used as it stands; the message says where and why."""
 
 
+class HeldLogError(LogError):
+    """Another process writes the log."""
+
+
 class Follower(Protocol):
     """Follows a log that another writes."""
 
@@ -264,13 +268,14 @@ class FileLog(SegmentLog):
         """Open the folder, or make it, and cut a torn tail; wait for its lock at most so long.
 
         Raises:
-            LogError: another process holds the folder, or as for `SegmentLog`.
+            HeldLogError: another process holds the folder.
+            LogError: as for `SegmentLog`.
         """
         folder.mkdir(parents=True, exist_ok=True)
         try:
             self._lock = FolderLock(folder, wait_seconds)
         except HeldError as error:
-            raise LogError(str(error)) from None
+            raise HeldLogError(str(error)) from None
         disk = FolderDisk(folder)
         try:
             super().__init__(disk, segment_max_bytes, not_below=not_below, next_epoch=next_epoch)
