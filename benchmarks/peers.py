@@ -207,17 +207,12 @@ class Measured(NamedTuple):
 
 
 def measure(make: Callable[[], Contestant], filling: list[Operation], timed: list[Operation]) -> Measured:
-    """Let a contestant do the flow twice: once to see what it trades, once against the clock.
+    """Let a contestant do the flow twice: once against the clock, once to see what it trades.
 
-    Operations are prepared a batch at a time, as a sequencer would get them, while the clock stands.
+    The clock runs in a fresh process: what another engine leaves of its memory, in pieces, is no place for
+    one that is measured. Operations are prepared a batch at a time, as a sequencer would get them, while the
+    clock stands.
     """
-    seen = make()
-    for operation in filling:
-        run(seen.calls(operation))
-    results = [call(*arguments) for operation in timed for call, arguments in seen.calls(operation)]
-    seen.finish()
-    traded = seen.traded(results)
-    del seen, results
     contestant = make()
     for operation in filling:
         run(contestant.calls(operation))
@@ -234,7 +229,14 @@ def measure(make: Callable[[], Contestant], filling: list[Operation], timed: lis
         seconds += time.process_time() - began
     began = time.process_time()
     contestant.finish()
-    return Measured(seconds + time.process_time() - began, traded)
+    seconds += time.process_time() - began
+    del contestant
+    seen = make()
+    for operation in filling:
+        run(seen.calls(operation))
+    results = [call(*arguments) for operation in timed for call, arguments in seen.calls(operation)]
+    seen.finish()
+    return Measured(seconds, seen.traded(results))
 
 
 def run(calls: list[Call]) -> None:
