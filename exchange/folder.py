@@ -37,6 +37,7 @@ class DataFolder:
         self.path = path.absolute()
         self.settings_file = self.path / "cux.json"
         self.log = self.path / "log"
+        self.snapshots = self.path / "snapshots"
         self.keys = self.path / "keys"
         self.postgres = self.path / "postgres"
         self._clock_speed = self.path / "clock-speed"
@@ -119,6 +120,11 @@ class DataFolder:
     def core_socket(self) -> Path:
         """Where the core listens."""
         return self.run / "core.sock"
+
+    @property
+    def standby_socket(self) -> Path:
+        """Where the follower listens."""
+        return self.run / "standby.sock"
 
     @property
     def admin_socket(self) -> Path:

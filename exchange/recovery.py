@@ -1,33 +1,82 @@
-"""Recovery: the engine as the log left it."""
+"""Recovery: the engine as snapshot and log make it."""
 
+import gc
+import hashlib
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import msgspec
 
-from exchange.engine import Engine
+from exchange.engine import ENGINE_DIGEST, Engine, restored
 from exchange.log import Log, LogError
+from exchange.migrations import STATE_FORMAT, can_migrate, migrated
+from exchange.snapshot import Snapshot
+from schemas.codec import decode_command, decode_event, encode
 from schemas.commands import OpenEra
-from schemas.records import Record, decoded
+from schemas.records import Record
 
 
 class Recovered(NamedTuple):
-    """An engine that has applied the log up to `sequence`, and the era that runs, None before the first."""
+    """An engine that has applied the log up to `sequence`, and the era that runs, None before the first.
+
+    `migrated_from` is the hash of the state as the release before had it, where it was migrated.
+    """
 
     engine: Engine
     era: OpenEra | None
     sequence: int
+    migrated_from: bytes | None = None
 
 
-def recover(log: Log) -> Recovered:
-    """Return what the log makes.
+def recover(log: Log, snapshots: Iterable[Snapshot] = ()) -> Recovered:
+    """Return what snapshots, the newest first, and log make.
 
     Raises:
-        LogError: a record is damaged, of another version, or gives other events than the log holds.
+        LogError: the log ends before a snapshot; or a record is damaged, of another version, or gives other
+            events than the log holds.
     """
-    recovered = Recovered(Engine(), None, 0)
-    for record in log.read(1):
+    recovered = start_from(snapshots, log.last_sequence)
+    for record in log.read(recovered.sequence + 1):
         recovered = reapply(recovered, record)
     return recovered
+
+
+def start_from(snapshots: Iterable[Snapshot], last_sequence: int) -> Recovered:
+    """Return the state of the newest snapshot that can be used for a log that ends there.
+
+    That is one in today's form; or in an older one that leads to it, which must stand at the log's end: the
+    records after it were made by rules that are no longer here.
+
+    Raises:
+        LogError: the log ends before a snapshot, or its state has a form that its number does not.
+    """
+    for snapshot in snapshots:
+        if snapshot.sequence > last_sequence:
+            raise LogError(
+                f"the log ends with record {last_sequence}, but there is a snapshot of record "
+                f"{snapshot.sequence}: the log has lost what was told; restore it from a copy"
+            )
+        if snapshot.state_format == STATE_FORMAT:
+            return Recovered(_restored(snapshot, snapshot.state), snapshot.era, snapshot.sequence)
+        if snapshot.sequence == last_sequence and can_migrate(snapshot.state_format):
+            engine = _restored(snapshot, migrated(snapshot.state, snapshot.state_format))
+            return Recovered(engine, snapshot.era, snapshot.sequence, snapshot.state_hash)
+    return Recovered(Engine(), None, 0)
+
+
+def _restored(snapshot: Snapshot, state: bytes) -> Engine:
+    # All that is made here stays: to look for garbage meanwhile takes longer than to make it.
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        engine = restored(state)
+        gc.freeze()
+    except msgspec.DecodeError as error:
+        raise LogError(f"the snapshot of record {snapshot.sequence} holds no state: {error}") from None
+    finally:
+        if collects:
+            gc.enable()
+    return engine
 
 
 def reapply(recovered: Recovered, record: Record) -> Recovered:
@@ -36,17 +85,38 @@ def reapply(recovered: Recovered, record: Record) -> Recovered:
     Raises:
         LogError: the record is of another version, or gives other events than the log holds.
     """
+    assert record.sequence == recovered.sequence + 1
     try:
-        known = decoded(record)
+        command = decode_command(bytes(record.command))
     except msgspec.DecodeError as error:
-        raise LogError(
-            f"record {record.sequence} is of another version of cux, run the one that wrote it: {error}"
-        ) from None
-    events = recovered.engine.apply(known.time_ns, known.command)
-    if tuple(events) != known.events:
-        raise LogError(
-            f"record {record.sequence}: this engine gives other events than the log holds; "
-            f"run the release that wrote it, or restore the log"
-        )
-    era = known.command if isinstance(known.command, OpenEra) else recovered.era
+        raise LogError(f"record {record.sequence} is of another version of cux: {error}; {_ADVICE}") from None
+    events = recovered.engine.apply(record.time_ns, command)
+    # Encoding is quicker than decoding; only where a later version has added to an event do bytes differ.
+    if [encode(event) for event in events] != [bytes(event) for event in record.events]:
+        try:
+            known = [decode_event(bytes(event)) for event in record.events]
+        except msgspec.DecodeError as error:
+            raise LogError(
+                f"record {record.sequence} is of another version of cux: {error}; {_ADVICE}"
+            ) from None
+        if events != known:
+            raise LogError(_difference(recovered, record))
+    era = command if isinstance(command, OpenEra) else recovered.era
     return Recovered(recovered.engine, era, record.sequence)
+
+
+_ADVICE = "stop the release that wrote it cleanly first: its last snapshot is what this one starts from"
+
+
+def _difference(recovered: Recovered, record: Record) -> str:
+    words = f"record {record.sequence}: this engine gives other events than the log holds"
+    if recovered.era is not None and recovered.era.engine_digest != ENGINE_DIGEST:
+        return f"{words}, which another release wrote; {_ADVICE}"
+    return f"{words}, though this very release wrote it: a bug, or a log that was tampered with"
+
+
+def snapshot_of(recovered: Recovered) -> Snapshot:
+    """Return the state as a snapshot; an era runs."""
+    assert recovered.era is not None
+    state = recovered.engine.encoded_state()
+    return Snapshot(recovered.sequence, STATE_FORMAT, hashlib.sha256(state).digest(), recovered.era, state)

@@ -1,0 +1,144 @@
+"""Snapshots: the state as it was after a record, in a file, so that a start need not apply the whole log.
+
+A file is named after the record: magic, length of the header (4 bytes, big-endian), SHA-256 of the
+header, the header as MessagePack, and the state, whose hash the header holds. So no damage passes unseen.
+"""
+
+import fcntl
+import hashlib
+import os
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from schemas.codec import decode_command, encode
+from schemas.commands import OpenEra
+
+KEPT = 2
+"""How many snapshots are kept: should the newest be damaged, the one before it does."""
+
+_MAGIC = b"CUXSNAP1"
+_FRONT = struct.Struct(">8sI32s")
+
+
+class _Header(Struct, frozen=True):
+    """What a snapshot says of its state. Later versions may add fields, but change none."""
+
+    sequence: int
+    state_format: int
+    state_hash: bytes
+    era: bytes
+
+
+class Snapshot(NamedTuple):
+    """The state after record `sequence`, encoded in a numbered form, and the era that ran then.
+
+    The era names the rules, the engine and the codec that made it.
+    """
+
+    sequence: int
+    state_format: int
+    state_hash: bytes
+    era: OpenEra
+    state: bytes
+
+
+class SnapshotError(Exception):
+    """A snapshot cannot be read; the message says why."""
+
+
+def encode_snapshot(snapshot: Snapshot) -> bytes:
+    """Return the bytes of the snapshot's file."""
+    header = msgspec.msgpack.encode(
+        _Header(snapshot.sequence, snapshot.state_format, snapshot.state_hash, encode(snapshot.era))
+    )
+    front = _FRONT.pack(_MAGIC, len(header), hashlib.sha256(header).digest())
+    return front + header + snapshot.state
+
+
+def decode_snapshot(data: bytes) -> Snapshot:
+    """Return the snapshot.
+
+    Raises:
+        SnapshotError: the bytes are not whole, or of another version.
+    """
+    if len(data) < _FRONT.size:
+        raise SnapshotError("it is damaged: it ends too soon")
+    magic, length, digest = _FRONT.unpack_from(data)
+    start = _FRONT.size + length
+    header_bytes = data[_FRONT.size : start]
+    if magic != _MAGIC or hashlib.sha256(header_bytes).digest() != digest:
+        raise SnapshotError("it is damaged in its header, or of another version of cux")
+    try:
+        header = msgspec.msgpack.decode(header_bytes, type=_Header)
+        era = decode_command(header.era)
+    except msgspec.DecodeError as error:
+        raise SnapshotError(f"it is of another version of cux: {error}") from None
+    state = data[start:]
+    if hashlib.sha256(state).digest() != header.state_hash:
+        raise SnapshotError("it is damaged: its state has another hash")
+    assert isinstance(era, OpenEra)
+    return Snapshot(header.sequence, header.state_format, header.state_hash, era, state)
+
+
+class Snapshots:
+    """The snapshots of one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @property
+    def last_sequence(self) -> int:
+        """The record after which the newest was made, 0 if there is none."""
+        paths = self._paths()
+        return _sequence(paths[-1]) if paths else 0
+
+    def whole(self, tell: Callable[[str], None]) -> Iterator[Snapshot]:
+        """Yield those that can be read, the newest first; `tell` hears of the others."""
+        for path in reversed(self._paths()):
+            try:
+                data = path.read_bytes()
+            except FileNotFoundError:
+                # Another process has written newer ones meanwhile.
+                continue
+            try:
+                yield decode_snapshot(data)
+            except SnapshotError as error:
+                tell(f"{path} is passed over: {error}")
+
+    def write(self, snapshot: Snapshot) -> None:
+        """Keep a snapshot for good, unless there is one of the same record, and delete old ones.
+
+        Raises:
+            OSError: it could not be written; those that are there stay.
+        """
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        path = self._folder / f"{snapshot.sequence:020d}.snapshot"
+        folder = os.open(self._folder, os.O_RDONLY)
+        try:
+            # One at a time: the leader's last and the follower's may come at the same moment.
+            fcntl.flock(folder, fcntl.LOCK_EX)
+            if path.exists():
+                return
+            beside = self._folder / "new"
+            with beside.open("wb") as file:
+                file.write(encode_snapshot(snapshot))
+                file.flush()
+                os.fsync(file.fileno())
+            beside.rename(path)
+            os.fsync(folder)
+            for old in self._paths()[:-KEPT]:
+                old.unlink()
+        finally:
+            os.close(folder)
+
+    def _paths(self) -> list[Path]:
+        return sorted(self._folder.glob("[0-9]*.snapshot"))
+
+
+def _sequence(path: Path) -> int:
+    return int(path.stem)
