@@ -2,6 +2,8 @@
 
 from typing import Final
 
+from mypy_extensions import mypyc_attr
+
 from exchange.book import Book, CellSide, Level
 from exchange.order import Order
 from exchange.slots import CANCEL_BOTH, CANCEL_TAKER
@@ -11,6 +13,7 @@ AT_OWN: Final = 1
 AT_BAND: Final = 2
 
 
+@mypyc_attr(acyclic=True, free_list_len=1)
 class Match:
     """A fill at the maker's price; with 0 lots the maker is the taker's own and is cancelled."""
 
@@ -21,6 +24,7 @@ class Match:
         self.lots = lots
 
 
+@mypyc_attr(acyclic=True, free_list_len=1)
 class Plan:
     """The fills of an hourly taker, in order, and what stopped it before it was filled or found no more."""
 
@@ -32,6 +36,7 @@ class Plan:
         self.stopped = NOT_STOPPED
 
 
+@mypyc_attr(acyclic=True, free_list_len=1)
 class _Cursor:
     """The next order of one cell that the taker would meet."""
 

@@ -192,7 +192,7 @@ class Event:
         raise AssertionError(self)
 
 
-@mypyc_attr(acyclic=True)
+@mypyc_attr(acyclic=True, free_list_len=1)
 class OrderAccepted(Event):
     """The order is in force."""
 
@@ -207,7 +207,7 @@ class OrderAccepted(Event):
         return events.OrderAccepted(self.order_id, self.reserved_micros)
 
 
-@mypyc_attr(acyclic=True)
+@mypyc_attr(acyclic=True, free_list_len=1)
 class OrderReplaced(Event):
     """The order has another total and price."""
 
@@ -278,7 +278,7 @@ class OrderReduced(Event):
         )
 
 
-@mypyc_attr(acyclic=True)
+@mypyc_attr(acyclic=True, free_list_len=1)
 class OrderEnded(Event):
     """What was open of the order is no more."""
 
