@@ -125,7 +125,7 @@ class Snapshots:
             if path.exists():
                 return
             beside = self._folder / "new"
-            with beside.open("wb") as file:
+            with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
                 file.write(encode_snapshot(snapshot))
                 file.flush()
                 os.fsync(file.fileno())
