@@ -1,12 +1,17 @@
 """Blocks, which are filled whole from one site, and runs, which sell stretches of hours to them."""
 
+from typing import Final
+
 from exchange import slots
-from exchange.book import CONTINUOUS, Book, Site, SiteHour, price_time
+from exchange.book import CONTINUOUS, Book, Site, SiteHour
 from exchange.market import Events, Market, contains, refuse
 from exchange.order import Order
 from exchange.slots import IOC
 from schemas.events import EndReason
 from schemas.reasons import RejectReason
+
+NEVER: Final = 2**61
+"""More than any block pays for a lot in all its hours."""
 
 
 class Leg:
@@ -93,30 +98,46 @@ def plan_block(
     list_asks(block)
     best: BlockPlan | None = None
     most = block.price * block.leaves_lots * block.hours
-    served = block.served_by
     for site in sites:
-        if of_asks:
-            if best is not None:
-                # A later site's hourly asks still come before an earlier one's runs.
-                most = best.cost if best.of_runs else best.cost - 1
-            plan = _plan_of_asks(block, site, served, most)
-            if plan is not None:
-                best = plan
-        if of_runs and site.runs:
-            plan = _plan_of_runs(block, site, served, most if best is None else best.cost - 1)
-            if plan is not None:
-                best = plan
+        best = _plan_at(block, site, most, best, of_asks, of_runs)
     return best
 
 
-def _plan_of_asks(block: Order, site: Site, served: bytes, most: int) -> BlockPlan | None:
-    lots, group = block.leaves_lots, block.account.group
-    places: list[SiteHour] = []
+def _plan_at(
+    block: Order, site: Site, most: int, best: BlockPlan | None, of_asks: bool, of_runs: bool
+) -> BlockPlan | None:
+    """Return how to fill the block at a site, or the best plan so far where that is better."""
+    if of_asks:
+        if best is not None:
+            # A later site's hourly asks still come before an earlier one's runs.
+            most = best.cost if best.of_runs else best.cost - 1
+        plan = _plan_of_asks(block, site, most)
+        if plan is not None:
+            best = plan
+    if of_runs and site.runs:
+        plan = _plan_of_runs(block, site, most if best is None else best.cost - 1)
+        if plan is not None:
+            best = plan
+    return best
+
+
+def _least_of_asks(block: Order, site: Site) -> int:
+    """Return what a lot in every hour costs at least of the site's hourly asks; no block bids NEVER."""
+    cost = 0
     for hour in range(block.hour, block.hour + block.hours):
         place = site.hours.get(hour)
-        if place is None or place.asks == 0:
-            return None
-        places.append(place)
+        price = 0 if place is None else place.lowest_ask()
+        if price == 0:
+            return NEVER
+        cost += price
+    return cost
+
+
+def _plan_of_asks(block: Order, site: Site, most: int) -> BlockPlan | None:
+    lots, group, served = block.leaves_lots, block.account.group, block.served_by
+    if _least_of_asks(block, site) * lots > most:
+        return None
+    places: list[SiteHour] = [site.hours[hour] for hour in range(block.hour, block.hour + block.hours)]
     cost = 0
     legs: list[Leg] = []
     for place in places:
@@ -135,11 +156,14 @@ def _plan_of_asks(block: Order, site: Site, served: bytes, most: int) -> BlockPl
     return BlockPlan(site, cost, legs, False)
 
 
-def _plan_of_runs(block: Order, site: Site, served: bytes, most: int) -> BlockPlan | None:
-    wanted, group = block.leaves_lots, block.account.group
+def _plan_of_runs(block: Order, site: Site, most: int) -> BlockPlan | None:
+    wanted, group, served = block.leaves_lots, block.account.group, block.served_by
     cost = 0
     given: list[tuple[Order, int]] = []
-    for run in sorted(site.runs.values(), key=price_time):
+    for run in site.best_runs():
+        if cost + run.price * wanted * block.hours > most:
+            # Nor would a dearer one do for what is still wanted.
+            return None
         if run.account.group == group or not served[run.cell]:
             continue
         lots = after_sale(run, block.hour, block.hours, wanted)
@@ -216,26 +240,101 @@ def serve_blocks(market: Market, ask: Order, events: Events) -> None:
     """Try the resting blocks that an ask may help to fill, best price first, at its site."""
     if ask.leaves_lots == 0:
         return
-    if ask.hours == 1 and not ask.book.blocks:
-        return
-    site, books = ask.site, ask.book.listed.books
+    site, is_run = ask.site, ask.hours > 1
     assert site is not None
-    found: dict[int, Order] = {}
-    for hour in range(ask.hour, ask.hour + ask.hours):
-        book = books.get(hour)
-        if book is not None and book.blocks:
-            found.update(book.blocks)
-    for block in sorted(found.values(), key=_best_block_first):
+    for block in _blocks_within(ask, site) if is_run else _blocks_of_hour(market, ask, site):
         if ask.leaves_lots == 0:
             break
-        if ask.hours > 1 and not contains(ask, block):
+        if block.leaves_lots == 0:
+            # It has ended before, or now as the alternative of one that has traded.
             continue
-        if block.served_by[ask.cell]:
-            # What rests could not trade before: only the kind that has come can make the difference.
-            both = block.order_id in market.pending_retries
-            plan = plan_block(market, block, [site], both or ask.hours == 1, both or ask.hours > 1)
-            if plan is not None:
-                trade_block(market, block, plan, events)
+        # What rests could not trade before: only the kind that has come can make the difference.
+        both = block.order_id in market.pending_retries
+        most = block.price * block.leaves_lots * block.hours
+        plan = _plan_at(block, site, most, None, both or not is_run, both or is_run)
+        if plan is not None and all_continuous(market, block):
+            trade_block(market, block, plan, events)
+
+
+def _blocks_within(run: Order, site: Site) -> list[Order]:
+    """Return the resting blocks that an open run may serve and that may trade at its site, best first."""
+    lowest = site.best_runs()[0].price
+    for hour in range(run.hour, run.hour + run.hours):
+        place = site.hours.get(hour)
+        price = 0 if place is None else place.lowest_ask()
+        if 0 < price < lowest:
+            lowest = price
+    found: list[Order] = []
+    for hour in range(run.hour, run.hour + run.hours):
+        place = site.hours.get(hour)
+        if place is None:
+            # It has closed.
+            continue
+        for block in _waiting(run.book.listed.books.get(hour), site, place):
+            if block.price < lowest:
+                break
+            if block.hour == hour and contains(run, block) and block.served_by[run.cell]:
+                found.append(block)
+    return sorted(found, key=_best_block_first)
+
+
+def _blocks_of_hour(market: Market, ask: Order, site: Site) -> list[Order]:
+    """Return the resting blocks that an hourly ask may serve and that may trade at its site, best first."""
+    place = ask.site_hour
+    assert place is not None
+    waiting = _waiting(ask.book, site, place)
+    found: list[Order] = []
+    if not waiting:
+        return found
+    lowest = _lowest_of_asks(site, ask.hour, waiting[0].price, market.block_max_hours)
+    runs, pending = site.best_runs(), market.pending_retries
+    lowest_run = runs[0].price if runs and pending else NEVER
+    for block in waiting:
+        price = block.price
+        if price < lowest and price < lowest_run:
+            break
+        if block.served_by[ask.cell] and (price >= lowest or block.order_id in pending):
+            found.append(block)
+    return found
+
+
+def _waiting(book: Book | None, site: Site, place: SiteHour) -> list[Order]:
+    """Return the resting blocks of a site-hour, best first, and some that have ended; the first rests."""
+    found = place.waiting
+    if found is None:
+        blocks = [] if book is None else [b for b in book.blocks.values() if b.served_by[site.cell]]
+        found = sorted(blocks, key=_best_block_first)
+        place.waiting = found
+    while found and found[0].leaves_lots == 0:
+        found.pop(0)
+    return found
+
+
+def _lowest_of_asks(site: Site, around: int, price: int, hours: int) -> int:
+    """Return a price such that the site's hourly asks fill no block of a lower one in this hour.
+
+    It is NEVER where they fill no block up to `price`: every stretch of at most so many hours costs more.
+    """
+    place = site.hours.get(around)
+    lowest = 0 if place is None else place.lowest_ask()
+    if lowest == 0:
+        return NEVER
+    excess = lowest - price
+    for step in (-1, 1):
+        # The best stretch on this side: what it leaves of what the block would pay for it.
+        total = least = 0
+        hour = around
+        for _ in range(1, hours):
+            hour += step
+            place = site.hours.get(hour)
+            there = 0 if place is None else place.lowest_ask()
+            if there == 0:
+                break
+            lowest = min(lowest, there)
+            total += there - price
+            least = min(least, total)
+        excess += least
+    return lowest if excess <= 0 else NEVER
 
 
 def _best_block_first(block: Order) -> tuple[int, int]:
@@ -268,7 +367,7 @@ def cut_asks(market: Market, site: Site, place: SiteHour, hour: int, events: Eve
         return
     book.list_asks()
     assert place.listed is not None
-    for ask in sorted(place.listed.values(), key=_newest_first):
+    for ask in sorted(place.listed, key=_newest_first):
         over = place.sold + place.open_asks - place.capacity
         if over <= 0 or place.open_asks == 0:
             return
@@ -364,6 +463,29 @@ def enter_block(
             # Before an ask comes for the block: one that does not rest is not found later.
             book.list_asks()
             book.blocks[block.order_id] = block
+        _wait_at_sites(block)
+
+
+def _wait_at_sites(block: Order) -> None:
+    """Let a block that has come wait in its hours at the sites that may serve it."""
+    for site in eligible_sites(block):
+        for hour in range(block.hour, block.hour + block.hours):
+            place = site.hours.get(hour)
+            waiting = None if place is None else place.waiting
+            if waiting is not None:
+                at = len(waiting)
+                while at > 0 and waiting[at - 1].price < block.price:
+                    at -= 1
+                waiting.insert(at, block)
+
+
+def _leave_sites(block: Order) -> None:
+    """Let the sites find anew which blocks wait in the hours of one that has moved."""
+    for site in eligible_sites(block):
+        for hour in range(block.hour, block.hour + block.hours):
+            place = site.hours.get(hour)
+            if place is not None:
+                place.waiting = None
 
 
 def enter_run(market: Market, run: Order, events: Events) -> None:
@@ -371,6 +493,7 @@ def enter_run(market: Market, run: Order, events: Events) -> None:
     site = run.site
     assert site is not None
     site.runs[run.order_id] = run
+    site.runs_by_price = None
     serve_blocks(market, run, events)
     if run.leaves_lots and run.time_in_force == IOC:
         events.append(market.end(run, EndReason.IMMEDIATE))
@@ -407,6 +530,7 @@ def replace_block(market: Market, block: Order, lots: int, price: int) -> Events
     if not reduces:
         market.give_time(block)
         market.count_order(block.account)
+        _leave_sites(block)
     events: Events = [market.replaced(block, reserved)]
     if plan is not None:
         trade_block(market, block, plan, events)
@@ -446,6 +570,7 @@ def replace_run(market: Market, run: Order, lots: int, price: int) -> Events:
         # A refused replace leaves the run as it was.
         run.lots, run.price, run.worth_micros = was
         raise
+    site.runs_by_price = None
     market.set_run(run, wanted)
     if not reduces:
         market.give_time(run)

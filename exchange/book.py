@@ -322,10 +322,12 @@ class Book:
 class SiteHour:
     """A site's capacity in one hour, and what of it is sold or open.
 
-    The hourly `asks` are counted; once a block was tried in the hour they are `listed` by number too.
+    The hourly `asks` are counted; once a block was tried in the hour they are `listed` too. That list is
+    `by_price`, then time, or None where some may have moved. `waiting` are the resting blocks of the hour
+    that the site may serve at its best grade, best first, and some that have ended; None where not known.
     """
 
-    __slots__ = ("asks", "by_price", "capacity", "listed", "open_asks", "open_runs", "sold")
+    __slots__ = ("asks", "by_price", "capacity", "listed", "open_asks", "open_runs", "sold", "waiting")
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
@@ -333,30 +335,70 @@ class SiteHour:
         self.open_asks = 0
         self.open_runs = 0
         self.asks = 0
-        self.listed: dict[int, Order] | None = None
+        self.listed: list[Order] | None = None
         self.by_price: list[Order] | None = None
+        self.waiting: list[Order] | None = None
 
     def list_ask(self, ask: Order) -> None:
         """Have an hourly ask at hand for blocks."""
-        if self.listed is None:
-            self.listed = {}
-        self.listed[ask.order_id] = ask
-        self.by_price = None
+        listed = self.listed
+        if listed is None:
+            self.listed = self.by_price = [ask]
+        elif self.by_price is None:
+            listed.append(ask)
+        else:
+            listed.insert(_place_of(ask, listed, len(listed)), ask)
 
     def remove(self, ask: Order) -> None:
         """Offer an hourly ask no more."""
         self.asks -= 1
-        if self.listed is not None:
-            del self.listed[ask.order_id]
-            self.by_price = None
+        listed = self.listed
+        if listed is None:
+            return
+        at = 0
+        if self.by_price is None:
+            while listed[at] is not ask:
+                at += 1
+        else:
+            at = _place_of(ask, listed, len(listed))
+        gone = listed.pop(at)
+        assert gone is ask
 
     def best_first(self) -> list[Order]:
-        """Return the listed asks by price, then time."""
+        """Return the listed asks by price, then time. It is not to be changed."""
         found = self.by_price
         if found is None:
-            found = [] if self.listed is None else sorted(self.listed.values(), key=price_time)
+            found = self.listed
+            if found is None:
+                return []
+            # Few have moved since it was in order, so it is not sorted as a whole.
+            for at in range(1, len(found)):
+                ask, last = found[at], found[at - 1]
+                if ask.price < last.price or (ask.price == last.price and ask.priority < last.priority):
+                    found.pop(at)
+                    found.insert(_place_of(ask, found, at), ask)
             self.by_price = found
         return found
+
+    def lowest_ask(self) -> int:
+        """Return the lowest price of a listed ask that blocks may meet, 0 if there is none."""
+        for ask in self.best_first():
+            if ask.exclusive is None:
+                return ask.price
+        return 0
+
+
+def _place_of(ask: Order, listed: list[Order], until: int) -> int:
+    """Return the place of an ask among the first `until`, which are by price, then time."""
+    first, price, priority = 0, ask.price, ask.priority
+    while first < until:
+        middle = (first + until) >> 1
+        other = listed[middle]
+        if other.price < price or (other.price == price and other.priority < priority):
+            first = middle + 1
+        else:
+            until = middle
+    return first
 
 
 def price_time(order: Order) -> tuple[int, int]:
@@ -382,6 +424,7 @@ class Site:
         "recent_cell",
         "recent_hour",
         "runs",
+        "runs_by_price",
         "until_hour",
     )
 
@@ -402,6 +445,18 @@ class Site:
         self.recent_carbon = ""
         self.recent_cell = 0
         self.runs: dict[int, Order] = {}
+        # None where one has come or moved.
+        self.runs_by_price: list[Order] | None = None
+
+    def best_runs(self) -> list[Order]:
+        """Return the open runs by price, then time, and some that have ended; the first is open."""
+        found = self.runs_by_price
+        if found is None:
+            found = sorted(self.runs.values(), key=price_time)
+            self.runs_by_price = found
+        while found and found[0].leaves_lots == 0:
+            found.pop(0)
+        return found
 
     def at(self, hour: int) -> SiteHour | None:
         """Return what it has in an hour, None if nothing yet. The hour asked for last is at hand."""

@@ -98,6 +98,8 @@ def _check_places(market: Market) -> None:
         assert fill.trade.trade_id == trade_id
         assert lots <= fill.resale_lots <= fill.trade.lots
     for number, site in market.sites.items():
+        runs_by_price = [run for run in site.best_runs() if run.leaves_lots]
+        assert runs_by_price == sorted(site.runs.values(), key=lambda o: (o.price, o.priority))
         for hour, place in site.hours.items():
             assert place.open_asks == asks.pop((number, hour), 0), (number, hour)
             assert place.open_runs == runs.pop((number, hour), 0), (number, hour)
@@ -108,9 +110,14 @@ def _check_places(market: Market) -> None:
             book = site.listed.books.get(hour)
             assert place.listed is None or (book is not None and book.lists_asks)
             if book is not None and book.lists_asks:
-                listed = [] if place.listed is None else list(place.listed.values())
+                listed = [] if place.listed is None else place.listed
                 assert sorted(listed, key=lambda o: o.order_id) == at_site
+            if place.waiting is not None:
+                blocks = [] if book is None else [b for b in book.blocks.values() if b.served_by[site.cell]]
+                waiting = [block for block in place.waiting if block.leaves_lots]
+                assert waiting == sorted(blocks, key=lambda o: (-o.price, o.priority))
             if place.by_price is not None:
+                assert place.by_price is place.listed
                 assert place.by_price == sorted(at_site, key=lambda o: (o.price, o.priority))
     assert not asks
     assert not hourly

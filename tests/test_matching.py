@@ -197,6 +197,28 @@ def test_resting_blocks_are_tried_best_price_first() -> None:
     ]
 
 
+def test_a_block_pays_more_in_one_hour_where_others_cost_less() -> None:
+    block = "bid 1 @ 100 hours 4; ask 1 1 @ 80; ask 1 1 @ 95 at 1; ask 1 1 @ 120 at 3; "
+    assert run(block + "ask 1 1 @ 106 at 2") == []
+    assert run(block + "ask 1 1 @ 105 at 2") == [
+        "block 1 at site 1: 1 @ 80 with 2, 1 @ 95 with 3, 1 @ 105 with 5, 1 @ 120 with 4"
+    ]
+
+
+def test_an_ask_helps_a_block_of_a_lower_price_past_one_that_no_ask_helps() -> None:
+    blocks = "bid 1 @ 110 hours 3; bid 1 @ 101 hours 2; bid 1 @ 104 hours 2; cancel 3; "
+    assert run(blocks + "ask 1 1 @ 100 at 1; ask 1 1 @ 101") == [
+        "block 2 at site 1: 1 @ 101 with 5, 1 @ 100 with 4"
+    ]
+
+
+def test_a_replaced_block_waits_at_the_place_of_its_new_price() -> None:
+    blocks = "bid 1 @ 100 hours 2; bid 1 @ 101 hours 2; ask 1 1 @ 120; ask 1 1 @ 100 at 1; "
+    assert run(blocks + "replace 1 to 1 @ 102; ask 1 1 @ 100") == [
+        "block 1 at site 1: 1 @ 100 with 5, 1 @ 100 with 4"
+    ]
+
+
 def test_a_block_above_its_limit_in_total_waits() -> None:
     assert run("ask 1 1 @ 100; ask 1 1 @ 111 at 1; bid 1 @ 105 hours 2") == []
 
@@ -529,6 +551,16 @@ def test_a_block_that_trades_ends_its_alternatives() -> None:
         "bid 2 @ 100 hours 2 group a; bid 2 @ 100 hours 2 at 4 group a; ask 1 2 @ 90 at 5; ask 1 2 @ 90 at 4"
     )
     assert run(blocks) == ["block 2 at site 1: 2 @ 90 with 4, 2 @ 90 with 3", "1 ended group, 2 left"]
+
+
+def test_an_alternative_that_has_just_ended_is_not_tried_though_the_ask_has_more() -> None:
+    asks = "ask 1 4 @ 90 at 1; ask 1 4 @ 90 at 2; "
+    blocks = "bid 1 @ 100 hours 2 group a; bid 1 @ 100 hours 3 group a; bid 2 @ 99 hours 2; "
+    assert run(asks + blocks + "ask 1 3 @ 90") == [
+        "block 3 at site 1: 1 @ 90 with 6, 1 @ 90 with 1",
+        "4 ended group, 1 left",
+        "block 5 at site 1: 2 @ 90 with 6, 2 @ 90 with 1",
+    ]
 
 
 def test_hourly_orders_and_blocks_do_not_mix_in_a_group() -> None:
