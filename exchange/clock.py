@@ -12,9 +12,14 @@ class Clock(Protocol):
 
     speed: int
     simulated: bool
+    parted_ns: int
+    """By how much it was found ahead of the time that passed (under 0: behind), 0 while it is believed."""
 
     def now_ns(self) -> int:
         """Return venue time, UTC nanoseconds."""
+
+    def correct(self) -> None:
+        """Believe it again."""
 
 
 PARTED_NS = 50_000_000
@@ -46,7 +51,6 @@ class WallClock:
         """Believe the wall clock again, as it is now."""
         self._apart = self._wall() - self._monotonic()
         self.parted_ns = 0
-        """By how much the wall clock was ahead (under 0: behind) when it was found to have parted, else 0."""
 
     def now_ns(self) -> int:
         """Return venue time, UTC nanoseconds."""
@@ -57,8 +61,7 @@ class WallClock:
             self.parted_ns = ahead
         if self.parted_ns:
             now = monotonic + self._apart
-        if now > self._last:
-            self._last = now
+        self._last = max(self._last, now)
         return self._last
 
 
@@ -66,6 +69,7 @@ class SimulatedClock:
     """Starts at `start_ns` and stands until it is set to a speed."""
 
     simulated = True
+    parted_ns = 0
 
     def __init__(self, start_ns: int, speed: int = 0) -> None:
         self.speed = speed
@@ -75,6 +79,9 @@ class SimulatedClock:
     def now_ns(self) -> int:
         """Return venue time, UTC nanoseconds."""
         return self._from_ns + (time.monotonic_ns() - self._since) * self.speed
+
+    def correct(self) -> None:
+        """Believe it again; it never parted."""
 
     def set(self, time_ns: int | None, speed: int | None) -> None:
         """Move forward to `time_ns`, then run at `speed`; None leaves as is.

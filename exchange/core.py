@@ -2,25 +2,30 @@
 
 import argparse
 import asyncio
-import contextlib
 import gc
 import signal
 import sys
 from collections import deque
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import NamedTuple
+
+import uvloop
 
 from exchange.calls import price_of
 from exchange.clearer import Clearer, terms_of
 from exchange.clock import SimulatedClock, WallClock
 from exchange.contract import symbol
+from exchange.desk import LOW_DISK_BYTES, Desk, Request
 from exchange.folder import DataFolder, FolderError
-from exchange.link import CoreLostError, read_frame
-from exchange.log import FileLog, LogError
+from exchange.link import CoreLostError, FrameBuffer
+from exchange.log import FileLog, Log, LogError
 from exchange.process import end_with_supervisor
-from exchange.recovery import recover
-from exchange.sequencer import Sequencer
+from exchange.quarantine import Quarantine
+from exchange.recovery import Recovered, recover
+from exchange.sequencer import CommandFailedError, Sequencer, Taken
+from exchange.writer import Writer
 from schemas.commands import (
-    AnyCommand,
     EndCall,
     ListStandingOffer,
     OpenEra,
@@ -44,58 +49,105 @@ from schemas.link import (
 )
 from schemas.records import Record
 
-QUEUE_MAX = 10_000
 BATCH_MAX = 1_000
-WAIT_MAX_SECONDS = 1.0
+UNSYNCED_MAX = 10_000
+"""So many records are applied and not yet durable at most, give or take a batch."""
+COMMAND_MAX_BYTES = 1024 * 1024
+WATCH_SECONDS = 1.0
+"""So often the clock and the room on the disk are looked at."""
 CLEAR_AGAIN_SECONDS = 1.0
 """After so long a contract that still waits for its clearing is cleared anew: its orders may have changed."""
 BACKLOG_MAX_BYTES = 256 * 1024 * 1024
 """A reader of records that is this far behind is cut off; it finds what it missed in the log."""
+SWITCH_SECONDS = 0.0005
+"""The engine lets the writer have the interpreter after so long: a sync that is done must soon be told."""
 
 OWN_COMMANDS = (OpenEra, Tick, RetryBlock, ListStandingOffer, EndCall, ProposeClearing)
 """What the core alone submits."""
 
 
-class _Client:
+class QuarantinedError(Exception):
+    """The engine failed at a command, which is kept out from now on; the message says where it lies."""
+
+
+class _Client(asyncio.Protocol):
     """A connection to the core."""
 
-    def __init__(self, writer: asyncio.StreamWriter, records: bool) -> None:
-        self.writer = writer
-        self.records = records
+    def __init__(self, core: "Core") -> None:
+        self._core = core
+        self._buffer = FrameBuffer(COMMAND_MAX_BYTES)
+        self._transport: asyncio.Transport | None = None
+        self._is_known = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Somebody connected."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """Serve the frames that are whole now; who sends anything else is cut off."""
+        self._core.look_at_clock()
+        try:
+            for frame in self._buffer.frames(data):
+                if self._is_known:
+                    self._core.received(self, frame)
+                elif isinstance(frame, Hello):
+                    self._is_known = True
+                    self._core.welcome(self, frame.records)
+                else:
+                    self.close()
+                    return
+        except CoreLostError:
+            self.close()
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        """It is gone."""
+        self._core.forget(self)
 
     def send(self, frame: Frame) -> None:
         """Send without waiting; one that does not read is cut off."""
-        if self.writer.is_closing():
+        assert self._transport is not None
+        if self._transport.is_closing():
             return
-        if self.writer.transport.get_write_buffer_size() > BACKLOG_MAX_BYTES:
-            self.writer.transport.abort()
+        if self._transport.get_write_buffer_size() > BACKLOG_MAX_BYTES:
+            self._transport.abort()
             return
-        self.writer.write(encode_frame(frame))
+        self._transport.write(encode_frame(frame))
+
+    def close(self) -> None:
+        """End the connection when what was sent is written."""
+        assert self._transport is not None
+        self._transport.close()
+
+
+class _Unsynced(NamedTuple):
+    """A batch that was applied and is on its way to the disk."""
+
+    taken: Taken
+    requests: list[Request]
 
 
 class Core:
-    """Sequencer, log and the connections; one batch at a time is on its way to the disk."""
+    """Desk, sequencer, writer and the connections. While a batch is synced the next ones are applied."""
 
-    def __init__(self, folder: DataFolder) -> None:
-        """Recover from the log.
+    def __init__(
+        self, folder: DataFolder, log: Log, recovered: Recovered, low_disk_bytes: int = LOW_DISK_BYTES
+    ) -> None:
+        """Lead with a log that is open and what recovery made of it.
 
         Raises:
-            FolderError, LogError: the folder cannot be used.
+            FolderError: the folder cannot be used.
+            OSError: the log failed.
         """
         self._settings = folder.settings()
         self._folder = folder
-        self.log = FileLog(folder.log)
-        self.clock: WallClock | SimulatedClock = WallClock()
-        simulated = self._settings.clock_speed > 0
-        if simulated:
-            self.clock = SimulatedClock(self._settings.start_ns)
-        self.sequencer = Sequencer(recover(self.log), self.clock)
-        recovered_ns = self.sequencer.engine.time_ns
-        if isinstance(self.clock, SimulatedClock):
+        self.log = log
+        recovered_ns = recovered.engine.time_ns
+        self.clock: WallClock | SimulatedClock = WallClock(recovered_ns)
+        if self._settings.clock_speed > 0:
             # Simulated time stands while the exchange is down: it goes on where the log ends, as it did.
-            self.clock.set(max(recovered_ns, self._settings.start_ns), folder.clock_speed())
-        else:
-            self.clock = WallClock(recovered_ns)
+            self.clock = SimulatedClock(max(recovered_ns, self._settings.start_ns), folder.clock_speed())
+        self.sequencer = Sequencer(recovered, self.clock)
         opening = self.sequencer.open_era(self._settings)
         if opening:
             self.log.append(opening)
@@ -103,11 +155,17 @@ class Core:
         # What recovery made stays: the collector need not look at it again.
         gc.freeze()
         gc.set_threshold(100_000, 50, 100)
-        self._released = self.log.last_sequence
+        self._applied = self._released = self.log.last_sequence
+        self._unsynced: deque[_Unsynced] = deque()
+        self._failure: Exception | None = None
         self._stopping = False
+        self._quarantine = Quarantine(folder.quarantine)
+        self._desk = Desk(low_disk_bytes=low_disk_bytes)
+        self._free_bytes = self.log.free_bytes()
+        self._look()
         self._clients: set[_Client] = set()
-        # Without a client: the core's own proposals.
-        self._queue: deque[tuple[_Client | None, int, AnyCommand]] = deque()
+        # Those that want every record, not only answers to their own.
+        self._followers: set[_Client] = set()
         self._wake = asyncio.Event()
         self._clearer = Clearer()
         self._clearer_is_free = asyncio.Lock()
@@ -118,17 +176,28 @@ class Core:
 
         Raises:
             OSError: the log failed. It is not touched again, and nothing after its last batch was told.
+            QuarantinedError: the engine failed at a member's command.
+            CommandFailedError: the engine failed at a command of the core's own.
         """
-        server = await asyncio.start_unix_server(self._connected, str(socket), limit=1 << 20)
+        loop = asyncio.get_running_loop()
+        self._writer = Writer(
+            self.log,
+            lambda sequence: loop.call_soon_threadsafe(self._durable, sequence),
+            lambda error: loop.call_soon_threadsafe(self._failed, error),
+        )
+        server = await loop.create_unix_server(lambda: _Client(self), str(socket))
+        watching = asyncio.create_task(self._watch())
         try:
             await self._sequence()
         finally:
             server.close()
+            watching.cancel()
             for task in self._clearings.values():
                 task.cancel()
             await self._clearer.stop()
+            self._writer.stop()
             for client in self._clients:
-                client.writer.close()
+                client.close()
         self.log.close()
 
     def stop(self) -> None:
@@ -136,28 +205,98 @@ class Core:
         self._stopping = True
         self._wake.set()
 
-    async def _sequence(self) -> None:
-        while not (self._stopping and not self._queue):
-            await self._work()
-            batch = [self._queue.popleft() for _ in range(min(BATCH_MAX, len(self._queue)))]
-            await self._commit(batch)
+    # -- from the desk to the disk -------------------------------------------------------------------
 
-    async def _work(self) -> None:
-        """Return when a command waits or something is due."""
+    async def _sequence(self) -> None:
         while True:
-            self._start_clearings()
-            if self._queue or self._stopping:
-                return
             self._wake.clear()
+            if self._failure is not None:
+                raise self._failure
+            self._start_clearings()
             delay = self._seconds_to_due()
-            if delay is not None and delay <= 0:
+            if self._applied - self._released >= UNSYNCED_MAX:
+                await self._wake.wait()
+            elif len(self._desk) or (delay is not None and delay <= 0 and not self._stopping):
+                self._take()
+                # Between batches sockets are read, and what is durable is told.
+                await asyncio.sleep(0)
+            elif self._stopping and self._released == self._applied:
                 return
-            self.log.seal()
-            # No longer than that: the wall clock may be set forward meanwhile.
-            with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(
-                    self._wake.wait(), None if delay is None else min(delay, WAIT_MAX_SECONDS)
-                )
+            else:
+                await self._woken(delay)
+
+    async def _woken(self, delay: float | None) -> None:
+        """Return when there may be something to do, at the latest after so many seconds."""
+        if delay is None or self._stopping:
+            await self._wake.wait()
+            return
+        # No longer than that: the wall clock may be set forward meanwhile.
+        timer = asyncio.get_running_loop().call_later(min(delay, WATCH_SECONDS), self._wake.set)
+        await self._wake.wait()
+        timer.cancel()
+
+    def _take(self) -> None:
+        """Apply what goes next and what is due, and have it made durable."""
+        requests = self._desk.take(BATCH_MAX)
+        try:
+            taken = self.sequencer.take([request.command for request in requests])
+        except CommandFailedError as error:
+            if isinstance(error.command, OWN_COMMANDS):
+                raise
+            path = self._quarantine.add(error.command, error)
+            raise QuarantinedError(f"{error}; it is refused from now on: {path}") from error
+        if taken.records:
+            self._applied = taken.records[-1].sequence
+            self._unsynced.append(_Unsynced(taken, requests))
+            self._writer.put(taken.records)
+
+    def _failed(self, error: Exception) -> None:
+        self._failure = error
+        self._wake.set()
+
+    def _durable(self, sequence: int) -> None:
+        """Tell what is durable now: only now may anyone hear of it."""
+        records: list[Record] = []
+        answers: dict[_Client, list[tuple[int, int]]] = {}
+        while self._unsynced and self._unsynced[0].taken.records[-1].sequence <= sequence:
+            taken, requests = self._unsynced.popleft()
+            for place, request in zip(taken.answers, requests, strict=True):
+                if request.client is not None:
+                    answers.setdefault(request.client, []).append((len(records) + place, request.correlation))
+            records += taken.records
+        self._released = sequence
+        self._wake.set()
+        for client in self._followers:
+            correlations = [0] * len(records)
+            for place, number in answers.pop(client, ()):
+                correlations[place] = number
+            client.send(Released(tuple(records), tuple(correlations)))
+        for client, own in answers.items():
+            client.send(Released(tuple([records[place] for place, _ in own]), tuple([n for _, n in own])))
+
+    # -- what may be taken ---------------------------------------------------------------------------
+
+    async def _watch(self) -> None:
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            self._free_bytes = self.log.free_bytes()
+            self._look()
+
+    def look_at_clock(self) -> None:
+        """See whether the clock has parted before anything is taken at its time."""
+        self.clock.now_ns()
+        if self.clock.parted_ns != self._parted_ns:
+            self._look()
+
+    def _look(self) -> None:
+        before = self._desk.cancels_only
+        self.clock.now_ns()
+        self._parted_ns = self.clock.parted_ns
+        self._desk.look(self._free_bytes, self._parted_ns)
+        if self._desk.cancels_only != before:
+            now = self._desk.cancels_only
+            words = f"only cancels are taken: {now}" if now else "all commands are taken again"
+            sys.stderr.write(f"core: {words}\n")
 
     def _seconds_to_due(self) -> float | None:
         due = self.sequencer.next_due_ns()
@@ -192,61 +331,33 @@ class Core:
                 sys.stderr.write(f"core: {symbol(class_code, hour)} is cleared later: {error}\n")
             else:
                 prices = tuple(price_of(engine.market, cell) for cell in clearing.cells())
-                proposal = ProposeClearing(class_code, hour, clearing.fills, prices)
-                self._queue.append((None, 0, proposal))
+                self._desk.put_own(ProposeClearing(class_code, hour, clearing.fills, prices))
                 self._wake.set()
         await asyncio.sleep(CLEAR_AGAIN_SECONDS)
 
-    async def _commit(self, batch: list[tuple[_Client | None, int, AnyCommand]]) -> None:
-        records, answers = self.sequencer.take([command for _, _, command in batch])
-        if not records:
-            return
-        await asyncio.get_running_loop().run_in_executor(None, self.log.append, records)
-        # Durable: only now may anyone hear of it.
-        self._released = records[-1].sequence
-        for client in list(self._clients):
-            mine = [0] * len(records)
-            for place, (owner, correlation, _) in zip(answers, batch, strict=True):
-                if owner is client:
-                    mine[place] = correlation
-            self._release(client, records, mine)
+    # -- connections ---------------------------------------------------------------------------------
 
-    def _release(self, client: _Client, records: list[Record], correlations: list[int]) -> None:
-        if client.records:
-            client.send(Released(tuple(records), tuple(correlations)))
-            return
-        own = [(record, number) for record, number in zip(records, correlations, strict=True) if number]
-        if own:
-            client.send(Released(tuple(record for record, _ in own), tuple(number for _, number in own)))
+    def welcome(self, client: _Client, records: bool) -> None:
+        """Let a client hear what becomes durable from now on."""
+        client.send(Welcome(self._released, self.clock.now_ns(), self.clock.speed, self.clock.simulated))
+        self._clients.add(client)
+        if records:
+            self._followers.add(client)
 
-    async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        client = None
-        try:
-            hello = await read_frame(reader)
-            if not isinstance(hello, Hello):
-                return
-            client = _Client(writer, hello.records)
-            client.send(Welcome(self._released, self.clock.now_ns(), self.clock.speed, self.clock.simulated))
-            self._clients.add(client)
-            while (frame := await read_frame(reader)) is not None:
-                await self._received(client, frame)
-        except (ConnectionError, CoreLostError):
-            pass
-        finally:
-            if client is not None:
-                self._clients.discard(client)
-            writer.close()
+    def forget(self, client: _Client) -> None:
+        """Tell the client nothing more."""
+        self._clients.discard(client)
+        self._followers.discard(client)
 
-    async def _received(self, client: _Client, frame: Frame) -> None:
+    def received(self, client: _Client, frame: Frame) -> None:
+        """Serve a frame.
+
+        Raises:
+            CoreLostError: it is one that only the core sends.
+        """
         match frame:
-            case Submit(correlation, command) if isinstance(command, OWN_COMMANDS):
-                client.send(Done(correlation, f"{command.__struct_config__.tag} is given by the core alone"))
             case Submit(correlation, command):
-                if len(self._queue) >= QUEUE_MAX:
-                    client.send(Busy(correlation))
-                else:
-                    self._queue.append((client, correlation, command))
-                    self._wake.set()
+                self._submitted(Request(client, correlation, command))
             case AskClock(correlation):
                 client.send(Clock(correlation, self.clock.now_ns(), self.clock.speed))
             case SetClock(correlation, time_ns, speed):
@@ -254,9 +365,25 @@ class Core:
             case _:
                 raise CoreLostError("a frame that only the core sends")
 
+    def _submitted(self, request: Request) -> None:
+        client, correlation, command = request
+        if isinstance(command, OWN_COMMANDS):
+            client.send(Done(correlation, f"{command.__struct_config__.tag} is given by the core alone"))
+        elif self._quarantine.holds(command):
+            client.send(Done(correlation, "the exchange failed at this very command before and refuses it"))
+        elif busy := "the exchange is stopping" if self._stopping else self._desk.put(request):
+            client.send(Busy(correlation, busy))
+        else:
+            self._wake.set()
+
     def _set_clock(self, client: _Client, correlation: int, time_ns: int | None, speed: int | None) -> None:
         if not isinstance(self.clock, SimulatedClock):
             client.send(Done(correlation, "the clock of this exchange is real and cannot be set"))
+            return
+        # A tick answers: when it is durable, so is all that was due before it.
+        request = Request(client, correlation, Tick())
+        if busy := self._desk.refusal(request.command):
+            client.send(Busy(correlation, busy))
             return
         try:
             self.clock.set(time_ns, speed)
@@ -264,22 +391,45 @@ class Core:
         except (ValueError, OSError) as error:
             client.send(Done(correlation, str(error)))
             return
-        # A tick answers: when it is durable, so is all that was due before it.
-        self._queue.append((client, correlation, Tick()))
+        self._desk.put(request)
         self._wake.set()
 
 
-async def _run(folder: DataFolder) -> None:
-    socket = folder.core_socket
-    core = Core(folder)
-    if core.log.cut_bytes:
-        sys.stderr.write(
-            f"core: a torn end of {core.log.cut_bytes} bytes, told to nobody, was cut off the log\n"
-        )
-    socket.unlink(missing_ok=True)
+async def lead(
+    folder: DataFolder, log: Log, recovered: Recovered, low_disk_bytes: int = LOW_DISK_BYTES
+) -> None:
+    """Be the core of the exchange, on its socket, until a signal says to stop.
+
+    Raises:
+        FolderError: the folder cannot be used.
+        OSError, QuarantinedError, CommandFailedError: as for `Core.serve`.
+    """
+    core = Core(folder, log, recovered, low_disk_bytes)
+    folder.core_socket.unlink(missing_ok=True)
+    sys.setswitchinterval(SWITCH_SECONDS)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, core.stop)
-    await core.serve(socket)
+    await core.serve(folder.core_socket)
+
+
+def ended(process: Coroutine[None, None, None]) -> int:
+    """Run the process to its end and return its exit code, after a last sentence where it could not go on."""
+    try:
+        uvloop.run(process)
+    except (FolderError, LogError, QuarantinedError) as error:
+        sys.stderr.write(f"core: {error}\n")
+        return 1
+    except OSError as error:
+        sys.stderr.write(f"core: stopped, nothing after the last answer was told: {error}\n")
+        return 1
+    return 0
+
+
+async def _run(folder: DataFolder, low_disk_bytes: int) -> None:
+    log = FileLog(folder.log)
+    if log.cut_bytes:
+        sys.stderr.write(f"core: a torn end of {log.cut_bytes} bytes, told to nobody, was cut off the log\n")
+    await lead(folder, log, recover(log), low_disk_bytes)
 
 
 def main() -> int:
@@ -287,16 +437,9 @@ def main() -> int:
     end_with_supervisor()
     parser = argparse.ArgumentParser(prog="cux-core", description=main.__doc__)
     parser.add_argument("folder", type=Path)
-    folder = DataFolder(parser.parse_args().folder)
-    try:
-        asyncio.run(_run(folder))
-    except (FolderError, LogError) as error:
-        sys.stderr.write(f"core: {error}\n")
-        return 1
-    except OSError as error:
-        sys.stderr.write(f"core: stopped, nothing after the last answer was told: {error}\n")
-        return 1
-    return 0
+    parser.add_argument("--low-disk-bytes", type=int, default=LOW_DISK_BYTES)
+    arguments = parser.parse_args()
+    return ended(_run(DataFolder(arguments.folder), arguments.low_disk_bytes))
 
 
 if __name__ == "__main__":

@@ -21,6 +21,8 @@ from schemas.commands import (
 ORDINARY_MAX = 10_000
 CANCELS_MAX = 10_000
 OPERATORS_MAX = 1_000
+LOW_DISK_BYTES = 64 * 1024 * 1024
+"""What due work and cancels may fill of the disk, when nothing else is taken any more."""
 
 
 class Kind(Enum):
@@ -57,9 +59,12 @@ class Desk:
         ordinary_max: int = ORDINARY_MAX,
         cancels_max: int = CANCELS_MAX,
         operators_max: int = OPERATORS_MAX,
+        low_disk_bytes: int = LOW_DISK_BYTES,
     ) -> None:
         self.cancels_only = ""
         """Why nothing but cancels is taken, empty while everything is."""
+        self._low_disk_bytes = low_disk_bytes
+        self._disk_is_low = False
         self._max = {Kind.ORDINARY: ordinary_max, Kind.CANCEL: cancels_max, Kind.OPERATOR: operators_max}
         self._waiting = dict.fromkeys(Kind, 0)
         self._first: deque[Request] = deque()
@@ -74,9 +79,26 @@ class Desk:
     def __len__(self) -> int:
         return len(self._first) + len(self._ordinary) + sum(map(len, self._behind.values()))
 
+    def look(self, free_bytes: int, parted_ns: int) -> None:
+        """Take cancels only while the disk is low or the clock has parted, as these two say.
+
+        A disk that was low has room again at twice the bound, lest one that is full to the brim flickers.
+        """
+        bound = 2 * self._low_disk_bytes if self._disk_is_low else self._low_disk_bytes
+        self._disk_is_low = free_bytes < bound
+        reasons = []
+        if self._disk_is_low:
+            reasons.append(f"the disk of the log has {free_bytes} bytes left; {bound} are needed")
+        if parted_ns:
+            reasons.append(
+                f"the clock jumped by {parted_ns // 1_000_000} ms; an operator must sign correct_clock"
+            )
+        self.cancels_only = " and ".join(reasons)
+
     def refusal(self, command: AnyCommand) -> str:
         """Return why the command would not be taken now, empty where it would."""
         kind = _KINDS[type(command)]
+        # Also operators wait for room on the disk: what they do can wait, and cancels can't.
         if self.cancels_only and kind is not Kind.CANCEL and not isinstance(command, CorrectClock):
             return f"only cancels are taken: {self.cancels_only}"
         if self._waiting[kind] >= self._max[kind]:

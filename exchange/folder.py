@@ -39,6 +39,7 @@ class DataFolder:
         self.log = self.path / "log"
         self.snapshots = self.path / "snapshots"
         self.keys = self.path / "keys"
+        self.quarantine = self.path / "quarantine"
         self.postgres = self.path / "postgres"
         self._clock_speed = self.path / "clock-speed"
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -33,7 +33,7 @@ class CoreLostError(ConnectionError):
 
 
 class BusyError(Exception):
-    """The core took nothing; the command has no number."""
+    """The core took nothing, for the reason that the message tells; the command has no number."""
 
 
 async def read_frame(reader: asyncio.StreamReader) -> AnyFrame | None:
@@ -57,6 +57,37 @@ async def read_frame(reader: asyncio.StreamReader) -> AnyFrame | None:
         raise CoreLostError(f"what came is no frame: {error}") from error
 
 
+class FrameBuffer:
+    """Makes frames of the bytes of a stream, in whatever pieces they come."""
+
+    def __init__(self, frame_max_bytes: int) -> None:
+        self._frame_max_bytes = frame_max_bytes
+        self._left = b""
+
+    def frames(self, data: bytes) -> Iterator[AnyFrame]:
+        """Yield the frames that `data` completes.
+
+        Raises:
+            CoreLostError: what came is no frame, or too large.
+        """
+        data = self._left + data
+        view = memoryview(data)
+        offset = 0
+        while len(data) - offset >= LENGTH.size:
+            (length,) = LENGTH.unpack_from(data, offset)
+            if length > self._frame_max_bytes:
+                raise CoreLostError(f"a frame of {length} bytes; at most {self._frame_max_bytes} are allowed")
+            end = offset + LENGTH.size + length
+            if end > len(data):
+                break
+            try:
+                yield decode_frame(view[offset + LENGTH.size : end])
+            except msgspec.DecodeError as error:
+                raise CoreLostError(f"what came is no frame: {error}") from error
+            offset = end
+        self._left = data[offset:]
+
+
 class CoreLink:
     """One connection. `on_record`, if given, sees every durable record after `durable`, in order."""
 
@@ -73,6 +104,7 @@ class CoreLink:
         self._on_record = on_record
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Record | Clock | None]] = {}
+        self._unsent: list[bytes] = []
         self._task = asyncio.create_task(self._receive())
 
     @classmethod
@@ -95,7 +127,8 @@ class CoreLink:
         """Return the durable record that the command became.
 
         Raises:
-            BusyError: the core took nothing.
+            BusyError: the core took nothing; it may be submitted again.
+            ValueError: the core does not take such a command, and never will.
             CoreLostError: the connection ended first; the outcome is unknown.
         """
         record = await self._ask(lambda number: Submit(number, command))
@@ -121,13 +154,22 @@ class CoreLink:
         if self._task.done() or self._writer.is_closing():
             raise CoreLostError("the core is gone")
         number = next(self._numbers)
-        answer: asyncio.Future[Record | Clock | None] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Record | Clock | None] = loop.create_future()
         self._waiting[number] = answer
-        self._writer.write(encode_frame(frame(number)))
+        if not self._unsent:
+            # What others submit in the same turn of the loop goes with it.
+            loop.call_soon(self._flush)
+        self._unsent.append(encode_frame(frame(number)))
         try:
             return await answer
         finally:
             self._waiting.pop(number, None)
+
+    def _flush(self) -> None:
+        if not self._writer.is_closing():
+            self._writer.write(b"".join(self._unsent))
+        self._unsent.clear()
 
     async def _receive(self) -> None:
         try:
@@ -140,8 +182,8 @@ class CoreLink:
                             self._resolve(correlation, record)
                         if records:
                             self.durable = records[-1].sequence
-                    case Busy(correlation):
-                        self._fail(correlation, BusyError("the exchange is busy; nothing was taken"))
+                    case Busy(correlation, reason):
+                        self._fail(correlation, BusyError(reason))
                     case Clock(correlation):
                         self._resolve(correlation, frame)
                     case Done(correlation, ""):

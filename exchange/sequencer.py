@@ -12,11 +12,20 @@ from exchange.folder import Settings
 from exchange.recovery import Recovered
 from schemas import RULES_VERSION
 from schemas.codec import CODEC_DIGEST, encode
-from schemas.commands import AnyCommand, EndCall, OpenEra, Tick
+from schemas.commands import AnyCommand, CorrectClock, EndCall, OpenEra, Tick
+from schemas.events import ClockCorrected
 from schemas.records import SALT_BYTES, Record
 
 CHORES_MAX = 100
 """How many of the engine's chores one batch does; the next does what is left, members' commands between."""
+
+
+class CommandFailedError(Exception):
+    """Applying a command raised: the fault is ours, and the engine is not to be used any more."""
+
+    def __init__(self, command: AnyCommand) -> None:
+        super().__init__(f"the engine failed at a command of type {command.__struct_config__.tag}")
+        self.command = command
 
 
 class Taken(NamedTuple):
@@ -42,6 +51,7 @@ class Sequencer:
     ) -> None:
         self.engine = recovered.engine
         self.era = recovered.era
+        self._migrated_from = recovered.migrated_from
         self._next = recovered.sequence + 1
         self._clock = clock
         self._draw_salt = draw_salt
@@ -64,7 +74,7 @@ class Sequencer:
             operator_keys=settings.operator_keys,
             engine_digest=ENGINE_DIGEST,
             codec_digest=CODEC_DIGEST,
-            state_before=state,
+            state_before=self._migrated_from or state,
             state_after=state,
             clock_speed=settings.clock_speed,
         )
@@ -83,6 +93,9 @@ class Sequencer:
 
         The engine's chores follow the record that caused them, up to `CHORES_MAX` in all; those that the
         last batch left come first.
+
+        Raises:
+            CommandFailedError: the engine failed.
         """
         time_ns = self._now_ns()
         self._chores_left = CHORES_MAX
@@ -135,13 +148,13 @@ class Sequencer:
         return max(self._clock.now_ns(), self.engine.time_ns)
 
     def _apply(self, time_ns: int, command: AnyCommand) -> Record:
-        events = self.engine.apply(time_ns, command)
-        record = Record(
-            self._next,
-            time_ns,
-            self._draw_salt(SALT_BYTES),
-            msgspec.Raw(encode(command)),
-            tuple(msgspec.Raw(encode(event)) for event in events),
-        )
+        try:
+            events = self.engine.apply(time_ns, command)
+            encoded = msgspec.Raw(encode(command)), tuple([msgspec.Raw(encode(event)) for event in events])
+        except Exception as error:
+            raise CommandFailedError(command) from error
+        if isinstance(command, CorrectClock) and isinstance(events[0], ClockCorrected):
+            self._clock.correct()
+        record = Record(self._next, time_ns, self._draw_salt(SALT_BYTES), *encoded)
         self._next += 1
         return record

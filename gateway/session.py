@@ -68,8 +68,10 @@ class Exchange:
             raise CallError(DoorError.BUSY, "the exchange is not ready; nothing was taken, try again")
         try:
             return await self.link.submit(command)
-        except BusyError:
-            raise CallError(DoorError.BUSY, "the exchange is busy; nothing was taken, try again") from None
+        except BusyError as error:
+            raise CallError(DoorError.BUSY, f"nothing was taken, try again: {error}") from None
+        except ValueError as error:
+            raise CallError(DoorError.INTERNAL_ERROR, str(error)) from None
         except CoreLostError:
             raise CallError(
                 DoorError.OUTCOME_UNKNOWN,

@@ -295,7 +295,7 @@ class AccountReinstated(Event, frozen=True, tag="account_reinstated"):
 
 
 class ClockCorrected(Event, frozen=True, tag="clock_corrected"):
-    """From the next command on the time is the machine's clock's again, if that is later."""
+    """From here on the time is the machine's clock's again, as far as that is later."""
 
 
 class SiteDerated(Event, frozen=True, tag="site_derated"):

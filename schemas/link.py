@@ -9,7 +9,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta, Struct
 
-from schemas.commands import AnyCommand
+from schemas.commands import AnyCommand, CellPrice
 from schemas.records import Record
 
 LENGTH = struct.Struct(">I")
@@ -53,9 +53,10 @@ class Released(Frame, frozen=True, tag=3):
 
 
 class Busy(Frame, frozen=True, tag=4):
-    """The command was not taken and has no number; try again later."""
+    """The command was not taken and has no number; try again later. The reason is for people."""
 
     correlation: int
+    reason: str
 
 
 class SetClock(Frame, frozen=True, tag=5):
@@ -87,7 +88,17 @@ class Done(Frame, frozen=True, tag=6):
     message: str = ""
 
 
-AnyFrame = Hello | Welcome | Submit | Released | Busy | SetClock | Done | AskClock | Clock
+class Indicated(Frame, frozen=True, tag=9):
+    """What a call that collects would clear at, for who asked for records; no record of the log."""
+
+    class_code: str
+    delivery_hour: int
+    time_ns: int
+    lots: int
+    prices: tuple[CellPrice, ...]
+
+
+AnyFrame = Hello | Welcome | Submit | Released | Busy | SetClock | Done | AskClock | Clock | Indicated
 
 _encoder = msgspec.msgpack.Encoder()
 _decoder: msgspec.msgpack.Decoder[AnyFrame] = msgspec.msgpack.Decoder(AnyFrame)
@@ -99,7 +110,7 @@ def encode_frame(frame: Frame) -> bytes:
     return LENGTH.pack(len(body)) + body
 
 
-def decode_frame(body: bytes) -> AnyFrame:
+def decode_frame(body: bytes | memoryview) -> AnyFrame:
     """Return the frame.
 
     Raises:

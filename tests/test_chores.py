@@ -18,9 +18,9 @@ from exchange.clock import SECOND_NS
 from exchange.contract import HOUR_NS, symbol
 from exchange.core import OWN_COMMANDS, Core
 from exchange.engine import Engine
-from exchange.folder import Settings
+from exchange.folder import DataFolder, Settings
 from exchange.link import CoreLink
-from exchange.log import FileLog, Log, read_records
+from exchange.log import FileLog, Log, LogReader, read_records
 from exchange.recovery import recover
 from exchange.sequencer import CHORES_MAX, Sequencer
 from schemas.commands import (
@@ -70,7 +70,7 @@ MANY = replace(
 
 
 class MemoryLog:
-    """A log that is as durable as the test."""
+    """A log that is as durable as the test. Nobody follows it."""
 
     def __init__(self) -> None:
         self.records: list[Record] = []
@@ -91,6 +91,12 @@ class MemoryLog:
     def read(self, first: int) -> Iterator[Record]:
         yield from self.records[first - 1 :]
 
+    def follow(self, first: int) -> LogReader:
+        raise AssertionError
+
+    def free_bytes(self) -> int:
+        return 2**62
+
     def close(self) -> None:
         pass
 
@@ -100,6 +106,10 @@ class SetClock:
 
     speed = 0
     simulated = True
+    parted_ns = 0
+
+    def correct(self) -> None:
+        pass
 
     def __init__(self) -> None:
         self.time_ns = START_NS
@@ -433,6 +443,11 @@ async def test_a_helper_that_is_lost_is_told_and_another_is_started() -> None:
         await clearer.stop()
 
 
+def core_of(folder: DataFolder) -> Core:
+    log = FileLog(folder.log)
+    return Core(folder, log, recover(log))
+
+
 @contextlib.asynccontextmanager
 async def served(core: Core, socket: Path) -> AsyncIterator[CoreLink]:
     """Let the core serve in this very process, and yield a link to it."""
@@ -480,7 +495,7 @@ async def test_a_proposal_refused_after_a_cancel_is_made_again_and_only_its_cont
 
     monkeypatch.setattr(Clearer, "clear", slow)
     folder = make_folder(tmp_path)
-    core = Core(folder)
+    core = core_of(folder)
     async with served(core, folder.core_socket) as link:
         orders = (ask(1, EAST, 2, 80), ask(2, EAST, 1, 70), bid(3, 2, 100))
         _, cheap, _ = await open_call(link, *orders)
@@ -513,7 +528,7 @@ async def test_a_contract_that_is_halted_while_it_waits_for_the_helper_is_not_cl
 
     monkeypatch.setattr(Clearer, "clear", slow)
     folder = make_folder(tmp_path)
-    core = Core(folder)
+    core = core_of(folder)
     later = FIRST_HOUR + 1
     async with served(core, folder.core_socket) as link:
         await open_call(link, ask(1, EAST, 2, 80), bid(2, 2, 100))
@@ -547,7 +562,7 @@ async def test_a_helper_that_keeps_failing_is_asked_at_a_bounded_pace_and_said_t
 
     monkeypatch.setattr(Clearer, "clear", lost)
     folder = make_folder(tmp_path)
-    core = Core(folder)
+    core = core_of(folder)
     async with served(core, folder.core_socket) as link:
         await open_call(link, ask(1, EAST, 2, 80), bid(2, 2, 100))
         await link.set_clock(START_NS + CALL_MOST_NS)
@@ -559,7 +574,7 @@ async def test_a_helper_that_keeps_failing_is_asked_at_a_bounded_pace_and_said_t
 
 async def test_the_helper_ends_with_the_core(tmp_path: Path) -> None:
     folder = make_folder(tmp_path)
-    core = Core(folder)
+    core = core_of(folder)
     async with served(core, folder.core_socket) as link:
         await open_call(link, ask(1, EAST, 2, 80), bid(2, 2, 100))
         await link.set_clock(START_NS + CALL_MOST_NS)
@@ -574,7 +589,7 @@ async def test_a_core_that_ends_while_a_call_clears_proposes_again_after_restart
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = make_folder(tmp_path)
-    core = Core(folder)
+    core = core_of(folder)
 
     async def never(self: Clearer, terms: CallTerms) -> Clearing:
         await asyncio.Event().wait()
@@ -616,7 +631,7 @@ async def test_a_real_core_does_chores_ends_calls_and_clears_them_without_a_comm
 
 async def test_what_the_core_alone_gives_is_refused_from_clients(tmp_path: Path) -> None:
     folder = make_folder(tmp_path)
-    core = Core(folder)
+    core = core_of(folder)
     own: list[AnyCommand] = [
         opening()[0],
         Tick(),

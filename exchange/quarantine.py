@@ -1,0 +1,50 @@
+"""Commands that the engine could not stand: kept by digest, so that none of them ends the exchange twice."""
+
+import hashlib
+import os
+import traceback
+from pathlib import Path
+
+import msgspec
+
+from schemas.codec import encode
+from schemas.commands import AnyCommand
+
+
+class Quarantine:
+    """A folder with a file for every such command, named after the SHA-256 of its encoding."""
+
+    def __init__(self, folder: Path) -> None:
+        """Read what is there; the folder is made when it is first needed."""
+        self._folder = folder
+        self._digests = {path.stem for path in folder.glob("*.txt")}
+
+    def holds(self, command: AnyCommand) -> bool:
+        """Return whether this very command is in quarantine."""
+        return bool(self._digests) and _digest(command) in self._digests
+
+    def add(self, command: AnyCommand, error: BaseException) -> Path:
+        """Keep the command out from now on; return the file, which says what happened.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        path = self._folder / f"{_digest(command)}.txt"
+        text = msgspec.json.encode(command).decode() + "\n\n" + "".join(traceback.format_exception(error))
+        with path.open("w") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        for folder in (self._folder, self._folder.parent):
+            entry = os.open(folder, os.O_RDONLY)
+            try:
+                os.fsync(entry)
+            finally:
+                os.close(entry)
+        self._digests.add(path.stem)
+        return path
+
+
+def _digest(command: AnyCommand) -> str:
+    return hashlib.sha256(encode(command)).hexdigest()
