@@ -17,7 +17,7 @@ from exchange.folder import DataFolder, FolderError
 from exchange.link import CoreLink, CoreLostError
 from exchange.lock import FolderLock, HeldError, Holder, holder_of, process
 from exchange.log import FileLog, HeldLogError, LogError, LogReader, durable_end, read_records
-from exchange.recovery import Recovered, reapply, snapshot_of, start_from
+from exchange.recovery import Recovered, keep_snapshot, reapply, start_from
 from exchange.snapshot import Snapshots
 from schemas.records import Record
 
@@ -172,11 +172,10 @@ class Follower:
 
     def _keep(self) -> None:
         """Make a snapshot of what is new; without room for it the follower goes on."""
-        if self.recovered.era is not None and self.recovered.sequence > self._kept:
-            try:
-                self._snapshots.write(snapshot_of(self.recovered))
-            except OSError as error:
-                self._tell(f"no snapshot of record {self.recovered.sequence} was made: {error}")
+        try:
+            keep_snapshot(self._snapshots, self.recovered)
+        except OSError as error:
+            self._tell(f"no snapshot of record {self.recovered.sequence} was made: {error}")
         self._kept, self._kept_at = self.recovered.sequence, time.monotonic()
 
     # -- promotion -------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ import msgspec
 from exchange.engine import ENGINE_DIGEST, Engine, restored
 from exchange.log import Log, LogError
 from exchange.migrations import STATE_FORMAT, can_migrate, migrated
-from exchange.snapshot import Snapshot
+from exchange.snapshot import Snapshot, Snapshots
 from schemas.codec import decode_command, decode_event, encode
 from schemas.commands import OpenEra
 from schemas.records import Record
@@ -120,3 +120,13 @@ def snapshot_of(recovered: Recovered) -> Snapshot:
     assert recovered.era is not None
     state = recovered.engine.encoded_state()
     return Snapshot(recovered.sequence, STATE_FORMAT, hashlib.sha256(state).digest(), recovered.era, state)
+
+
+def keep_snapshot(snapshots: Snapshots, recovered: Recovered) -> None:
+    """Make a snapshot, unless there is one of this record or of a later one, or no era runs yet.
+
+    Raises:
+        OSError: it could not be written.
+    """
+    if recovered.era is not None and recovered.sequence > snapshots.last_sequence:
+        snapshots.write(snapshot_of(recovered))

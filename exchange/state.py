@@ -3,8 +3,6 @@
 What `encoded_state` leaves out is found again (caches) or follows from what it holds.
 """
 
-from heapq import heapify
-
 from exchange.book import CALL, CLEARING, Book, Listing, Reference, Site, SiteHour
 from exchange.funds import Purse
 from exchange.market import DUE_GATE, VENUE, Market
@@ -268,8 +266,8 @@ def restore(data: bytes, market: Market, registry: Registry) -> Venue:
             del market.listings[offer.offer_id]
     market.pending_retries = dict.fromkeys(state.pending_retries, True)
     market.pending_listings = dict.fromkeys(state.pending_listings, True)
+    # In order, and so a heap.
     market.due = state.due
-    heapify(market.due)
     market.set_next_due()
     market.gates = {number: True for _, kind, number in state.due if kind == DUE_GATE}
     registry.keys = {key: (account, scopes) for key, account, scopes in state.keys}

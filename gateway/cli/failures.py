@@ -3,6 +3,7 @@
 import asyncpg
 
 from exchange.folder import FolderError
+from exchange.follower import StandbyError
 from exchange.link import BusyError, CoreLostError
 from exchange.log import LogError
 from exchange.offline import OfflineError
@@ -22,6 +23,7 @@ from settlement.submission import RefusedError as SettlementRefusedError
 EXPECTED = (
     FolderError,
     LogError,
+    StandbyError,
     OfflineError,
     BusyError,
     CoreLostError,
