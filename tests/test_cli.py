@@ -14,12 +14,18 @@ import pytest
 import typer.main
 
 from exchange.contract import HOUR_NS
+from exchange.engine import Engine
 from exchange.folder import DataFolder
-from exchange.log import FileLog
+from exchange.log import FileLog, batch_at, read_records
 from exchange.quantity import money_of
-from gateway.cli import main
+from exchange.quarantine import Quarantine
+from exchange.recovery import Recovered, reapply, snapshot_of
+from exchange.snapshot import Snapshots
+from gateway.cli import evidence, main
 from gateway.cli.app import app
 from gateway.keys import read_key
+from schemas.codec import encode
+from schemas.commands import CancelOrder, Tick
 from schemas.records import Record
 from settlement.postgres import DATABASE_URL
 from tests.exchange_fixture import (
@@ -30,6 +36,7 @@ from tests.exchange_fixture import (
     contract,
     free_port,
     order,
+    small_folder,
     temporary_folder,
 )
 from tests.market import FIRST_HOUR, START_NS
@@ -215,10 +222,14 @@ def test_a_log_of_another_version_is_one_sentence(cux: Cux, tmp_path: Path) -> N
     log.append([Record(1, START_NS, bytes(16), msgspec.Raw(msgspec.msgpack.encode({"type": "barter"})), ())])
     log.seal()
     log.close()
-    for verb in ("verify", "show"):
+    for verb, words in (
+        ("verify", "record 1 is of another version of cux: "),
+        ("show", "record 1: another version of cux wrote it ("),
+        ("export", "record 1: another version of cux wrote it ("),
+    ):
         said = cux("log", verb, "--folder", tmp_path)
         assert (said.code, said.out) == (1, "")
-        assert said.error.startswith("cux: record 1: another version of cux wrote it (")
+        assert said.error.startswith(f"cux: {words}")
         assert said.error.count("\n") == 1
 
 
@@ -269,6 +280,9 @@ def test_a_used_folder_gets_no_keys(cux: Cux, tmp_path: Path) -> None:
         ("status",),
         ("log", "verify"),
         ("log", "show"),
+        ("log", "export"),
+        ("log", "quarantine"),
+        ("backup", "copy"),
         ("audit", "vkey"),
         ("db", "check"),
         ("settle", "status"),
@@ -474,6 +488,127 @@ def test_the_log_is_verified_and_shown(cux: Cux, exchange: Served) -> None:
     lines = cux("log", "show", "--from", 2, "--count", 3, *at).out.splitlines()
     assert [json.loads(line)["sequence"] for line in lines] == [2, 3, 4]
     assert json.loads(lines[0])["command"]["type"] == "register_account"
+
+
+def test_an_exported_log_is_matched_again_to_the_same_events_and_state(
+    cux: Cux, exchange: Served, tmp_path: Path
+) -> None:
+    at = ("--folder", exchange.folder.path)
+    day = tmp_path / "day.jsonl"
+    assert cux("log", "export", day, *at) == (0, "", "")
+    verified = cux("log", "verify", *at, "--json").json
+    run = cux("engine", "run", day, "--hash", "--json").json
+    assert run == {"sequence": verified["records"], "state_hash": verified["state_hash"]}
+    assert cux("engine", "run", day, "--check", "--json").json == {"records": verified["records"]}
+    assert cux("log", "export", *at).out.encode() == day.read_bytes()
+    again = cux("log", "export", day, *at)
+    assert again.code == 1
+    assert str(day) in again.error
+
+
+def test_a_range_of_the_log_is_exported(cux: Cux, exchange: Served) -> None:
+    at = ("--folder", exchange.folder.path)
+    lines = cux("log", "export", "--from", 3, "--to", 5, *at).out.splitlines()
+    records = [json.loads(line) for line in lines]
+    assert [record["sequence"] for record in records] == [3, 4, 5]
+    assert set(records[0]) == {"sequence", "time_ns", "command", "events"}
+    end = cux("log", "verify", *at, "--json").json["records"]
+    assert cux("log", "export", "--from", end + 1, *at) == (0, "", "")
+    beyond = cux("log", "export", "--from", end + 2, *at)
+    assert beyond == (1, "", f"cux: --from {end + 2}: the log is durable up to record {end}\n")
+
+
+def test_who_reads_no_further_of_an_export_gets_no_traceback(tmp_path: Path) -> None:
+    log = small_folder(tmp_path).log
+    write_ticks(log, 5_000)
+    command = [sys.executable, "-m", "gateway.cli", "log", "export", "--folder", str(log.parent)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        assert process.stdout.readline().startswith(b'{"sequence":1,')
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 1
+
+
+def test_a_terminal_hears_how_far_a_long_export_is(
+    cux: Cux, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = small_folder(tmp_path).log
+    write_ticks(log, 5)
+    monkeypatch.setattr(evidence, "PROGRESS_EVERY", 2)
+    assert cux("log", "export", "--folder", log.parent).error == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    said = cux("log", "export", "--folder", log.parent)
+    assert said.error == "\r2 records\r4 records\r\033[K"
+    # What is shown on the terminal itself is not mixed with how much it is.
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert cux("log", "export", "--folder", log.parent).error == ""
+
+
+def write_ticks(folder: Path, count: int) -> None:
+    log = FileLog(folder)
+    tick = msgspec.Raw(encode(Tick()))
+    log.append([Record(n, START_NS, bytes(16), tick, ()) for n in range(1, count + 1)])
+    log.close()
+
+
+def test_damage_is_told_with_its_place(cux: Cux, exchange: Served, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    assert cux("backup", copy, "--folder", exchange.folder.path).code == 0
+    (segment,) = (copy / "log").glob("*.log")
+    data = bytearray(segment.read_bytes())
+    first = batch_at(bytes(data), 0)
+    assert first is not None
+    damaged = bytes(data[: first.end]) + bytes([data[first.end] ^ 1]) + bytes(data[first.end + 1 :])
+    segment.write_bytes(damaged)
+    said = cux("log", "verify", "--folder", copy)
+    assert said == (
+        1,
+        "",
+        f"cux: {segment} is damaged at byte {first.end}; the records up to {first.last_sequence} are whole\n",
+    )
+
+
+def test_a_snapshot_of_another_state_than_the_logs_is_found(
+    cux: Cux, exchange: Served, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    assert cux("backup", copy, "--folder", exchange.folder.path).code == 0
+    end = cux("log", "verify", "--folder", copy, "--json").json["records"]
+    snapshots = Snapshots(copy / "snapshots")
+    three, four = (made_by(copy / "log", last) for last in (3, 4))
+    snapshots.write(snapshot_of(three))
+    assert cux("log", "verify", "--folder", copy, "--json").json["snapshots"] == 1
+    snapshots.write(snapshot_of(four)._replace(sequence=5))
+    said = cux("log", "verify", "--folder", copy)
+    assert (said.code, said.out) == (1, "")
+    assert said.error.startswith("cux: the snapshot of record 5 is of state ")
+    assert said.error.endswith("; the records up to 5 are whole\n")
+    snapshots.write(snapshot_of(three)._replace(sequence=end + 1))
+    (copy / "snapshots" / f"{5:020d}.snapshot").unlink()
+    said = cux("log", "verify", "--folder", copy)
+    assert said.error == f"cux: {copy / 'log'} ends with record {end}; {end + 1} was known\n"
+
+
+def made_by(log: Path, last: int) -> Recovered:
+    recovered = Recovered(Engine(), None, 0)
+    for record in read_records(log, 1, last):
+        recovered = reapply(recovered, record)
+    return recovered
+
+
+def test_what_stands_in_quarantine_is_shown_in_both_forms(cux: Cux, tmp_path: Path) -> None:
+    folder = small_folder(tmp_path)
+    at = ("--folder", folder.path)
+    assert cux("log", "quarantine", *at).out == "nothing is in quarantine\n"
+    assert cux("log", "quarantine", *at, "--json").json == []
+    path = Quarantine(folder.quarantine).add(CancelOrder(7, 5), ValueError("a bug"))
+    (found,) = cux("log", "quarantine", *at, "--json").json
+    assert (found["file"], found["error"]) == (str(path), "ValueError: a bug")
+    assert found["command"]["type"] == "cancel_order"
+    assert found["command"]["order_id"] == 5
+    assert "ValueError: a bug" in cux("log", "quarantine", *at).out
 
 
 def test_the_ledger_is_checked_in_both_forms(cux: Cux, exchange: Served) -> None:

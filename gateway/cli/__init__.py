@@ -4,11 +4,13 @@ import sys
 
 # Each module enters its verbs where it is imported.
 import gateway.cli.auction
+import gateway.cli.backup
 import gateway.cli.engine
 import gateway.cli.evidence
 import gateway.cli.money
 import gateway.cli.operate
 import gateway.cli.play
+import gateway.cli.standby
 import gateway.cli.venue  # noqa: F401
 from exchange.process import end_with_supervisor
 from gateway.cli.app import app

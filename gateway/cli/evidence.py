@@ -1,8 +1,13 @@
 """`cux log`, `audit`, `db`: what happened, and the proof of it."""
 
+import gc
+import json
+import sys
 import time
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from types import MappingProxyType
+from typing import Annotated, Any, BinaryIO, TypeVar
 
 import msgspec
 import typer
@@ -10,7 +15,10 @@ import typer
 from exchange.engine import Engine
 from exchange.folder import DataFolder
 from exchange.log import LogError, durable_end, read_records
-from gateway.cli.app import FOLDER, AsJson, Folder, console, group, lines, run, show
+from exchange.migrations import STATE_FORMAT
+from exchange.recovery import Recovered, reapply
+from exchange.snapshot import Snapshots
+from gateway.cli.app import FOLDER, INT64_MAX, AsJson, Folder, console, group, lines, run, show
 from gateway.keys import read_key
 from schemas.records import Decoded, Record, decoded
 from settlement.audit.export import export
@@ -22,6 +30,10 @@ from settlement.writer import engine_equals_ledger, position, rebuild
 log = group("log", "The log: the only truth.")
 audit = group("audit", "Exports that prove themselves.")
 db = group("db", "The ledger's database.")
+
+T = TypeVar("T")
+PROGRESS_EVERY = 1 << 14
+First = Annotated[int, typer.Option("--from", min=1, max=INT64_MAX, help="The first sequence number.")]
 
 
 def understood(record: Record) -> Decoded:
@@ -36,43 +48,148 @@ def understood(record: Record) -> Decoded:
         raise LogError(f"record {record.sequence}: another version of cux wrote it ({error})") from None
 
 
-def replay(folder: Path, last: int) -> tuple[Engine, int]:
-    """Apply the log's commands up to `last` again and return the engine and their number.
+def replay(folder: DataFolder, last: int, snapshots: Mapping[int, bytes] = MappingProxyType({})) -> Recovered:
+    """Apply the log's records up to `last` again and return what they make.
+
+    `snapshots` are the hashes of states that are known, by the record after which they were.
 
     Raises:
-        LogError: the engine gives other events than the log holds, or another version wrote it.
+        LogError: the log is damaged, gives other events or states than it did, or another version wrote it.
     """
-    engine, count = Engine(), 0
-    for record in read_records(DataFolder(folder).log, 1, last):
-        known = understood(record)
-        if tuple(engine.apply(known.time_ns, known.command)) != known.events:
-            raise LogError(f"record {record.sequence}: the engine gives other events than the log holds")
-        count += 1
-    return engine, count
+    recovered = Recovered(Engine(), None, 0)
+    # As in the core: a collector that looks at every open order again and again costs more than the book.
+    gc.set_threshold(100_000, 50, 100)
+    try:
+        for record in counted(read_records(folder.log, 1, last)):
+            recovered = reapply(recovered, record)
+            if record.sequence in snapshots:
+                _compare(recovered, snapshots[record.sequence])
+    except LogError as error:
+        raise LogError(f"{error}; the records up to {recovered.sequence} are whole") from None
+    due = max([last, *snapshots])
+    if recovered.sequence < due:
+        raise LogError(f"{folder.log} ends with record {recovered.sequence}; {due} was known")
+    return recovered
+
+
+def _compare(recovered: Recovered, state_hash: bytes) -> None:
+    found = recovered.engine.state_hash()
+    if found != state_hash:
+        raise LogError(
+            f"the snapshot of record {recovered.sequence} is of state {state_hash.hex()}, the log of "
+            f"{found.hex()}"
+        )
+
+
+def counted(records: Iterable[T], *, aside: bool = True) -> Iterator[T]:
+    """Pass the records on, and tell a terminal how many came; not where they are shown on it themselves."""
+    tells = aside and sys.stderr.isatty()
+    count = 0
+    try:
+        for count, record in enumerate(records, 1):
+            yield record
+            if tells and count % PROGRESS_EVERY == 0:
+                sys.stderr.write(f"\r{count} records")
+                sys.stderr.flush()
+    finally:
+        if tells and count >= PROGRESS_EVERY:
+            sys.stderr.write("\r\033[K")
 
 
 @log.command("verify")
 def log_verify(folder: Folder = FOLDER, as_json: AsJson = False) -> None:
-    """Apply the whole log again: the events must be the same. Prints the state hash."""
+    """Apply the whole log again: events, and the states of its snapshots, must be the same.
+
+    Reads as far as the log is known to be durable, also while the exchange runs. The first fault ends it,
+    with its place.
+    """
     began = time.monotonic()
-    DataFolder(folder).settings()  # a folder without an exchange is no log without records
-    engine, count = replay(folder, durable_end(DataFolder(folder).log))
-    data = {"records": count, "state_hash": engine.state_hash().hex(), "seconds": time.monotonic() - began}
-    show(as_json, data, f"{count} records replayed, the same events; state {data['state_hash']}")
+    data = DataFolder(folder)
+    data.settings()  # a folder without an exchange is no log without records
+    # Before the log's end is looked up: none is of a later record.
+    found = Snapshots(data.snapshots).whole(lambda words: typer.echo(f"cux: {words}", err=True))
+    snapshots = {one.sequence: one.state_hash for one in found if one.state_format == STATE_FORMAT}
+    recovered = replay(data, durable_end(data.log), snapshots)
+    verdict = {
+        "records": recovered.sequence,
+        "snapshots": len(snapshots),
+        "state_hash": recovered.engine.state_hash().hex(),
+        "seconds": time.monotonic() - began,
+    }
+    show(
+        as_json,
+        verdict,
+        f"{recovered.sequence} records replayed, the same events; state {verdict['state_hash']}",
+    )
 
 
 @log.command("show")
 def log_show(
-    first: Annotated[int, typer.Option("--from", min=1, help="The first sequence number.")] = 1,
+    first: First = 1,
     count: Annotated[int, typer.Option(min=1, help="How many records.")] = 20,
     folder: Folder = FOLDER,
 ) -> None:
     """Print records as JSON lines."""
+    for record in durable_records(DataFolder(folder), first, first + count - 1):
+        typer.echo(msgspec.json.encode(record))
+
+
+@log.command("export")
+def log_export(
+    out: Annotated[str, typer.Argument(metavar="FILE", help="A new file, or - for stdout.")] = "-",
+    first: First = 1,
+    last: Annotated[
+        int, typer.Option("--to", min=1, max=INT64_MAX, help="The last sequence number.")
+    ] = INT64_MAX,
+    folder: Folder = FOLDER,
+) -> None:
+    """Write records as JSON lines, as far as they are durable; from the first on, cux engine run reads them.
+
+    Example: cux log export day.jsonl && cux engine run day.jsonl --check
+    """
+    records = durable_records(DataFolder(folder), first, last)
+    if out == "-":
+        _write(counted(records, aside=not sys.stdout.isatty()), sys.stdout.buffer)
+        return
+    with Path(out).open("xb") as file:
+        _write(counted(records), file)
+
+
+def durable_records(folder: DataFolder, first: int, last: int) -> Iterator[Decoded]:
+    """Yield the records from `first` to `last`, as far as they are known to be durable.
+
+    Raises:
+        LogError: the log does not come near `first`, is damaged, or another version wrote it.
+    """
+    folder.settings()
+    end = durable_end(folder.log)
+    if first > end + 1:
+        raise LogError(f"--from {first}: the log is durable up to record {end}")
+    return map(understood, read_records(folder.log, first, min(last, end)))
+
+
+def _write(records: Iterable[Decoded], file: BinaryIO) -> None:
+    encode = msgspec.json.Encoder().encode
+    try:
+        file.writelines(encode(record) + b"\n" for record in records)
+    finally:
+        # What came before a fault is told before the fault is.
+        file.flush()
+
+
+@log.command("quarantine")
+def log_quarantine(folder: Folder = FOLDER, as_json: AsJson = False) -> None:
+    """Show the commands that the engine failed at, which the exchange refuses since then."""
     data = DataFolder(folder)
     data.settings()
-    last = min(durable_end(data.log), first + count - 1)
-    for record in read_records(data.log, first, last):
-        typer.echo(msgspec.json.encode(understood(record)))
+    found = [_quarantined(path) for path in sorted(data.quarantine.glob("*.txt"))]
+    text = "\n".join(f"{one['file']}\n  {one['error']}\n  {json.dumps(one['command'])}" for one in found)
+    show(as_json, found, text or "nothing is in quarantine")
+
+
+def _quarantined(path: Path) -> dict[str, Any]:
+    command, *words = path.read_text().splitlines()
+    return {"file": str(path), "command": msgspec.json.decode(command), "error": words[-1]}
 
 
 @audit.command("export")
@@ -145,7 +262,7 @@ def db_check(folder: Folder = FOLDER, as_json: AsJson = False) -> None:
         try:
             async with conn.transaction(isolation="repeatable_read"):
                 reached = await position(conn)
-                engine, _ = replay(folder, reached)
+                engine = replay(data, reached).engine
                 differences = await engine_equals_ledger(conn, engine.balances())
                 total = await conn.fetchval(
                     "SELECT coalesce(sum(amount_micros), 0)::bigint FROM cux.balances"
