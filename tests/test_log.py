@@ -373,3 +373,76 @@ def test_a_batch_that_another_version_wrote_is_refused_with_its_sequence(tmp_pat
     path.write_bytes(path.read_bytes() + head + rest)
     with pytest.raises(LogError, match="sequence 2 is of another version of cux"):
         list(read_records(tmp_path))
+
+
+def test_a_promoted_writer_writes_the_next_epoch_at_once(tmp_path: Path) -> None:
+    records = sealed(tmp_path, (2,))
+    log = FileLog(tmp_path, next_epoch=True)
+    assert log.epoch == 2
+    # Before its first record: a crash now, and the next one is a third.
+    abandon(log)
+    log = FileLog(tmp_path, next_epoch=True)
+    log.append(batch(3, 1))
+    log.close()
+    ordinary = FileLog(tmp_path)
+    assert ordinary.epoch == 3
+    ordinary.close()
+    expected = plain([*records, record(3)])
+    assert plain(list(read_records(tmp_path))) == plain(followed(tmp_path)) == expected
+
+
+def test_a_log_whose_epochs_go_back_is_refused_by_all_who_read_it(tmp_path: Path) -> None:
+    log = FileLog(tmp_path, next_epoch=True)
+    log.append(batch(1, 2))
+    log.epoch = 1
+    log.append(batch(3, 1))
+    log.seal()
+    abandon(log)
+    sentence = "sequence 3 is of epoch 1, after epoch 2"
+    with pytest.raises(LogError, match=sentence):
+        FileLog(tmp_path)
+    with pytest.raises(LogError, match=sentence):
+        list(read_records(tmp_path))
+    with pytest.raises(LogError, match=sentence):
+        followed(tmp_path)
+
+
+def test_a_log_that_would_be_cut_below_what_was_seen_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    written(tmp_path, (2, 3))
+    path = segments(tmp_path)[0]
+    torn = path.read_bytes()[:-1]
+    path.write_bytes(torn)
+    for seen in (3, 5):
+        with pytest.raises(LogError, match=f"ends with record 2, but record {seen} was seen"):
+            FileLog(tmp_path, not_below=seen)
+        assert path.read_bytes() == torn
+    log = FileLog(tmp_path, not_below=2)
+    assert log.last_sequence == 2
+    log.close()
+
+
+def test_a_reader_keeps_nothing_that_the_next_writer_may_cut(tmp_path: Path) -> None:
+    log = FileLog(tmp_path)
+    log.append(batch(1, 2))
+    log.seal()
+    kept = segments(tmp_path)[0].read_bytes()
+    reader = LogReader(tmp_path)
+    assert [r.sequence for r in reader.poll()] == [1, 2]
+    # Written, seen, and lost with the power before its sync was done.
+    log.append(batch(3, 1))
+    assert reader.poll() == []
+    abandon(log)
+    segments(tmp_path)[0].write_bytes(kept)
+    log = FileLog(tmp_path)
+    log.append(batch(3, 4))
+    log.close()
+    assert [r.sequence for r in reader.poll()] == [3, 4, 5, 6]
+
+
+def test_a_log_follows_itself(tmp_path: Path) -> None:
+    log = FileLog(tmp_path)
+    log.append(batch(1, 3))
+    follower = log.follow(2)
+    log.seal()
+    assert [r.sequence for r in follower.poll()] == [2, 3]
+    log.close()
