@@ -1,7 +1,6 @@
 """The helper that finds the one right clearing of a call; `exchange/auction.py` checks what it finds."""
 
 from itertools import pairwise
-from typing import NamedTuple
 
 from exchange.auction import (
     NOWHERE,
@@ -15,26 +14,12 @@ from exchange.auction import (
 from schemas.commands import CallFill
 
 
-class Indication(NamedTuple):
-    """What a call would clear at now: prices by supply cell, and the lots that would trade."""
-
-    prices: tuple[CellClearing, ...]
-    lots: int
-
-
 def clear(book: CallBook) -> tuple[tuple[CallFill, ...], tuple[CellClearing, ...]]:
     """Return the one right clearing: fills by bid and ask id, prices by supply cell."""
     matching = _matched(book)
     _put_flow_in_order(book, matching)
     fills = tuple(CallFill(bid, ask, lots) for bid, ask, lots in pairs(book, matching))
     return fills, tuple(cell_prices(book, matching))
-
-
-def indicative(book: CallBook) -> Indication:
-    """Return the prices and the lots of the clearing, without who meets whom."""
-    matching = _matched(book)
-    lots = sum(sum(flow.values()) for flow in matching.flow)
-    return Indication(tuple(cell_prices(book, matching)), lots)
 
 
 def _matched(book: CallBook) -> Matching:

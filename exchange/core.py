@@ -18,12 +18,15 @@ from exchange.clock import SimulatedClock, WallClock
 from exchange.contract import symbol
 from exchange.desk import LOW_DISK_BYTES, Desk, Request
 from exchange.folder import DataFolder, FolderError
+from exchange.indicator import Indicator
 from exchange.link import CoreLostError, FrameBuffer
-from exchange.log import FileLog, Log, LogError
+from exchange.follower import Follower, Promoted
+from exchange.log import FileLog, HeldLogError, Log, LogError
 from exchange.process import end_with_supervisor
 from exchange.quarantine import Quarantine
-from exchange.recovery import Recovered, recover
+from exchange.recovery import Recovered, keep_snapshot, recover
 from exchange.sequencer import CommandFailedError, Sequencer, Taken
+from exchange.snapshot import Snapshots
 from exchange.writer import Writer
 from schemas.commands import (
     EndCall,
@@ -64,6 +67,8 @@ SWITCH_SECONDS = 0.0005
 
 OWN_COMMANDS = (OpenEra, Tick, RetryBlock, ListStandingOffer, EndCall, ProposeClearing)
 """What the core alone submits."""
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
 class QuarantinedError(Exception):
@@ -157,7 +162,7 @@ class Core:
         gc.set_threshold(100_000, 50, 100)
         self._applied = self._released = self.log.last_sequence
         self._unsynced: deque[_Unsynced] = deque()
-        self._failure: Exception | None = None
+        self._failure: BaseException | None = None
         self._stopping = False
         self._quarantine = Quarantine(folder.quarantine)
         self._desk = Desk(low_disk_bytes=low_disk_bytes)
@@ -186,12 +191,17 @@ class Core:
             lambda error: loop.call_soon_threadsafe(self._failed, error),
         )
         server = await loop.create_unix_server(lambda: _Client(self), str(socket))
-        watching = asyncio.create_task(self._watch())
+        indicator = Indicator(self.sequencer.engine, self._tell_followers)
+        beside = [asyncio.create_task(self._watch()), asyncio.create_task(indicator.run())]
+        for task in beside:
+            task.add_done_callback(self._ended)
         try:
             await self._sequence()
         finally:
             server.close()
-            watching.cancel()
+            for task in beside:
+                task.cancel()
+            await indicator.stop()
             for task in self._clearings.values():
                 task.cancel()
             await self._clearer.stop()
@@ -250,9 +260,18 @@ class Core:
             self._unsynced.append(_Unsynced(taken, requests))
             self._writer.put(taken.records)
 
-    def _failed(self, error: Exception) -> None:
+    def _failed(self, error: BaseException) -> None:
         self._failure = error
         self._wake.set()
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        error = None if task.cancelled() else task.exception()
+        if error is not None:
+            self._failed(error)
+
+    def _tell_followers(self, frame: Frame) -> None:
+        for client in self._followers:
+            client.send(frame)
 
     def _durable(self, sequence: int) -> None:
         """Tell what is durable now: only now may anyone hear of it."""
@@ -407,9 +426,24 @@ async def lead(
     core = Core(folder, log, recovered, low_disk_bytes)
     folder.core_socket.unlink(missing_ok=True)
     sys.setswitchinterval(SWITCH_SECONDS)
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in _SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, core.stop)
     await core.serve(folder.core_socket)
+    # By the leader itself, whether it has a follower or not: another release starts from this very state.
+    last = Recovered(core.sequencer.engine, core.sequencer.era, log.last_sequence)
+    keep_snapshot(Snapshots(folder.snapshots), last)
+
+
+async def _stand_by(folder: DataFolder) -> Promoted | None:
+    """Follow who leads the folder; return when told to lead it, or with None when told to stop."""
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, stop.set)
+    try:
+        return await Follower(folder, _tell).run(stop)
+    finally:
+        for number in _SIGNALS:
+            loop.remove_signal_handler(number)
 
 
 def ended(process: Coroutine[None, None, None]) -> int:
@@ -425,21 +459,40 @@ def ended(process: Coroutine[None, None, None]) -> int:
     return 0
 
 
-async def _run(folder: DataFolder, low_disk_bytes: int) -> None:
-    log = FileLog(folder.log)
+async def _run(folder: DataFolder, low_disk_bytes: int, stands_by: bool) -> None:
+    snapshots = Snapshots(folder.snapshots)
+    try:
+        log = FileLog(folder.log, not_below=snapshots.last_sequence)
+        recovered = recover(log, snapshots.whole(_tell))
+    except HeldLogError:
+        if not stands_by:
+            raise
+        promoted = await _stand_by(folder)
+        if promoted is None:
+            return
+        log, recovered = promoted
     if log.cut_bytes:
-        sys.stderr.write(f"core: a torn end of {log.cut_bytes} bytes, told to nobody, was cut off the log\n")
-    await lead(folder, log, recover(log), low_disk_bytes)
+        _tell(f"a torn end of {log.cut_bytes} bytes, told to nobody, was cut off the log")
+    await lead(folder, log, recovered, low_disk_bytes)
+
+
+def _tell(words: str) -> None:
+    sys.stderr.write(f"core: {words}\n")
 
 
 def main() -> int:
-    """Run the core of the exchange in a data folder until told to stop."""
+    """Run the core of the exchange in a data folder until told to stop.
+
+    With --stand-by, where another process leads the folder, follow it and lead once promoted: so the two
+    change places, and whoever is started again is what is wanted.
+    """
     end_with_supervisor()
     parser = argparse.ArgumentParser(prog="cux-core", description=main.__doc__)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--low-disk-bytes", type=int, default=LOW_DISK_BYTES)
+    parser.add_argument("--stand-by", action="store_true")
     arguments = parser.parse_args()
-    return ended(_run(DataFolder(arguments.folder), arguments.low_disk_bytes))
+    return ended(_run(DataFolder(arguments.folder), arguments.low_disk_bytes, arguments.stand_by))
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from schemas.link import (
     Done,
     Frame,
     Hello,
+    Indicated,
     Released,
     SetClock,
     Submit,
@@ -89,7 +90,10 @@ class FrameBuffer:
 
 
 class CoreLink:
-    """One connection. `on_record`, if given, sees every durable record after `durable`, in order."""
+    """One connection. `on_record`, if given, sees every durable record after `durable`, in order.
+
+    With it `on_indicated`, if given, sees what each call that collects would clear at.
+    """
 
     def __init__(
         self,
@@ -97,18 +101,25 @@ class CoreLink:
         writer: asyncio.StreamWriter,
         welcome: Welcome,
         on_record: Callable[[Record], None] | None,
+        on_indicated: Callable[[Indicated], None] | None,
     ) -> None:
         self.durable = welcome.durable
         self.welcome = welcome
         self._reader, self._writer = reader, writer
         self._on_record = on_record
+        self._on_indicated = on_indicated
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Record | Clock | None]] = {}
         self._unsent: list[bytes] = []
         self._task = asyncio.create_task(self._receive())
 
     @classmethod
-    async def connect(cls, path: Path, on_record: Callable[[Record], None] | None = None) -> "CoreLink":
+    async def connect(
+        cls,
+        path: Path,
+        on_record: Callable[[Record], None] | None = None,
+        on_indicated: Callable[[Indicated], None] | None = None,
+    ) -> "CoreLink":
         """Connect to the core.
 
         Raises:
@@ -121,7 +132,7 @@ class CoreLink:
         if not isinstance(welcome, Welcome):
             writer.close()
             raise CoreLostError(f"{path} did not say welcome")
-        return cls(reader, writer, welcome, on_record)
+        return cls(reader, writer, welcome, on_record, on_indicated)
 
     async def submit(self, command: AnyCommand) -> Decoded:
         """Return the durable record that the command became.
@@ -182,6 +193,9 @@ class CoreLink:
                             self._resolve(correlation, record)
                         if records:
                             self.durable = records[-1].sequence
+                    case Indicated():
+                        if self._on_indicated is not None:
+                            self._on_indicated(frame)
                     case Busy(correlation, reason):
                         self._fail(correlation, BusyError(reason))
                     case Clock(correlation):

@@ -9,8 +9,9 @@ from exchange.contract import symbol
 from exchange.depth import Level, Supply
 from exchange.quantity import gpus_of, price_of
 from gateway.state import State
-from schemas.commands import Side
+from schemas.commands import CellPrice, Side
 from schemas.events import AnyEvent, CallCleared, ContractClosed, PhaseChanged, trades_of
+from schemas.link import Indicated
 from schemas.wire import Message, Notification
 
 PUBLIC_CHANNELS = ("trades", "status", "auction")
@@ -49,24 +50,41 @@ def told_to_all(state: State, event: AnyEvent) -> Iterator[tuple[str, dict[str, 
             phase = event.phase.value if isinstance(event, PhaseChanged) else "closed"
             contract = symbol(event.class_code, event.delivery_hour)
             yield "status", {"contract": contract, "phase": phase, "time": state.time_ns}
-        case CallCleared():
-            yield (
-                "auction",
-                {
-                    "contract": symbol(event.class_code, event.delivery_hour),
-                    "gpus": gpus_of(event.lots, state.lot_eighths[event.class_code]),
-                    "prices": [
-                        {
-                            "cell": Supply(one.zone, one.carbon, one.security)._asdict(),
-                            "price": price_of(one.price_ticks, state.tick_micros),
-                            "lowest": price_of(one.lowest_ticks, state.tick_micros),
-                            "highest": price_of(one.highest_ticks, state.tick_micros),
-                        }
-                        for one in event.prices
-                    ],
-                    "time": state.time_ns,
-                },
-            )
+        case CallCleared(class_code, delivery_hour, lots, prices):
+            contract = symbol(class_code, delivery_hour)
+            yield "auction", _call_row(state, class_code, contract, False, lots, prices, state.time_ns)
+
+
+def indication(state: State, told: Indicated) -> dict[str, Any]:
+    """Return what the channel `auction` tells of a call that collects."""
+    contract = symbol(told.class_code, told.delivery_hour)
+    return _call_row(state, told.class_code, contract, True, told.lots, told.prices, told.time_ns)
+
+
+def _call_row(
+    state: State,
+    class_code: str,
+    contract: str,
+    indicative: bool,
+    lots: int,
+    prices: tuple[CellPrice, ...],
+    time_ns: int,
+) -> dict[str, Any]:
+    return {
+        "contract": contract,
+        "indicative": indicative,
+        "gpus": gpus_of(lots, state.lot_eighths[class_code]),
+        "prices": [
+            {
+                "cell": Supply(one.zone, one.carbon, one.security)._asdict(),
+                "price": price_of(one.price_ticks, state.tick_micros),
+                "lowest": price_of(one.lowest_ticks, state.tick_micros),
+                "highest": price_of(one.highest_ticks, state.tick_micros),
+            }
+            for one in prices
+        ],
+        "time": time_ns,
+    }
 
 
 def level_row(state: State, class_code: str, level: Level, lots: int) -> dict[str, Any]:

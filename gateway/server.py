@@ -18,10 +18,11 @@ from exchange.folder import DataFolder, FolderError
 from exchange.link import CoreLink
 from exchange.log import LogError, read_records
 from exchange.process import end_with_supervisor
-from gateway.feeds import PUBLIC_CHANNELS, level_row, notification, private_channel, told_to_all
+from gateway.feeds import PUBLIC_CHANNELS, indication, level_row, notification, private_channel, told_to_all
 from gateway.methods import METHODS
 from gateway.session import Exchange, Session
 from gateway.state import OrderState, State
+from schemas.link import Indicated
 from schemas.records import Record, decoded
 from schemas.wire import Fill
 
@@ -52,7 +53,7 @@ class Gateway:
         """Keep the state at the core's last durable record, for ever."""
         while True:
             try:
-                link = await CoreLink.connect(self._folder.core_socket, self._on_record)
+                link = await CoreLink.connect(self._folder.core_socket, self._on_record, self._on_indicated)
             except OSError:
                 await asyncio.sleep(0.05)
                 continue
@@ -78,6 +79,11 @@ class Gateway:
                 for channel, data in told_to_all(self.state, event):
                     if channel in self.exchange.channels:
                         self._outbox.setdefault(channel, []).append(notification(channel, data))
+
+    def _on_indicated(self, told: Indicated) -> None:
+        if "auction" in self.exchange.channels:
+            message = notification("auction", indication(self.state, told))
+            self._outbox.setdefault("auction", []).append(message)
 
     def _on_fill(self, account: int, fill: Fill) -> None:
         self._private("fills", account, fill)

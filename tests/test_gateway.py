@@ -702,6 +702,12 @@ async def test_a_halted_contract_restarts_through_a_call() -> None:
             await buys.enter(order(bid("low", hour, "1", "9", time_in_force="auction")))
             waits = await buys.enter(order(bid("b", hour, "2", "12", time_in_force="auction")))
             assert (waits.status, waits.phase, waits.fills) == ("open", "call", ())
+            # What it would clear at is told again and again, the last order with it at last.
+            await until(
+                lambda: [data["gpus"] for channel, data in heard if channel == "auction"][-1:] == ["2"]
+            )
+            (would_be,) = heard[-1][1]["prices"]
+            assert (heard[-1][1]["indicative"], would_be["price"]) == (True, "11")
             await exchange.set_clock(START_NS + 100 * 10**9)
             await until(lambda: [c for c, _ in heard].count("trades") == 1)
             (fill,) = (await buys.status("b")).fills
@@ -710,7 +716,8 @@ async def test_a_halted_contract_restarts_through_a_call() -> None:
             assert (await sells.status("a")).status == "filled"
             low = await buys.status("low")
             assert (low.status, low.end_reason) == ("canceled", "call_ended")
-            (auction,) = [data for channel, data in heard if channel == "auction"]
+            auction = [data for channel, data in heard if channel == "auction"][-1]
+            assert not auction["indicative"]
             (price,) = auction["prices"]
             assert (auction["gpus"], price["price"], price["cell"]["carbon"]) == ("2", "11", "E")
             (trade,) = [data for channel, data in heard if channel == "trades"]
@@ -1743,7 +1750,7 @@ async def test_a_clearing_is_told_to_all_and_its_trades_have_no_taker(desk: Desk
     assert auction == {
         "channel": "auction",
         "data": {
-            "contract": contract(FIRST_HOUR), "gpus": "1", "time": START_NS,
+            "contract": contract(FIRST_HOUR), "indicative": False, "gpus": "1", "time": START_NS,
             "prices": [{"cell": {"zone": "east", "carbon": "D", "security": "S2"}, "price": "10",
                         "lowest": "9", "highest": "11.01"}],
         },
