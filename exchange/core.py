@@ -18,9 +18,9 @@ from exchange.clock import SimulatedClock, WallClock
 from exchange.contract import symbol
 from exchange.desk import LOW_DISK_BYTES, Desk, Request
 from exchange.folder import DataFolder, FolderError
+from exchange.follower import Follower, Promoted
 from exchange.indicator import Indicator
 from exchange.link import CoreLostError, FrameBuffer
-from exchange.follower import Follower, Promoted
 from exchange.log import FileLog, HeldLogError, Log, LogError
 from exchange.process import end_with_supervisor
 from exchange.quarantine import Quarantine

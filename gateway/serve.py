@@ -1,4 +1,4 @@
-"""`cux serve`: starts the database, the core, the gateway and the back, and watches them."""
+"""`cux serve`: starts the database, the core, the gateway, the back and the follower, and watches them."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,12 @@ RESTART_WINDOW_SECONDS = 60.0
 START_SECONDS = 60.0
 STOP_SECONDS = 20.0
 POSTGRES_LOOK_SECONDS = 0.5
-_MODULES = {"core": "exchange.core", "gateway": "gateway.server", "back": "settlement.back"}
+_MODULES = {
+    "core": "exchange.core",
+    "gateway": "gateway.server",
+    "back": "settlement.back",
+    "follower": "exchange.core",
+}
 
 
 class ServeError(Exception):
@@ -56,7 +61,12 @@ class Exchange:
         tasks: list[asyncio.Task[None]] = []
         try:
             await self._migrate()
-            for name, ready in (("core", self._core_ready), ("gateway", self._gateway_ready), ("back", None)):
+            for name, ready in (
+                ("core", self._core_ready),
+                ("gateway", self._gateway_ready),
+                ("back", None),
+                ("follower", None),
+            ):
                 await self._start(name)
                 if ready is not None:
                     await self._until_ready(name, ready)
@@ -91,7 +101,7 @@ class Exchange:
     async def _keep(self, name: str) -> None:
         """Start a process again whenever it ends.
 
-        Trading needs core and gateway: if one of them ends too often, all stops. It does not need the back.
+        Trading needs core and gateway: if one of them ends too often, all stops. It does not need the others.
         """
         restarts: deque[float] = deque()
         while True:
@@ -102,7 +112,7 @@ class Exchange:
                 restarts.popleft()
             self._tell(f"{name} ended with code {code}")
             if len(restarts) > RESTARTS_MAX:
-                if name != "back":
+                if name in ("core", "gateway"):
                     raise ServeError(f"{name} ended with code {code}; that is too often, the exchange stops")
                 await asyncio.sleep(RESTART_WINDOW_SECONDS / RESTARTS_MAX)
             await self._start(name)
@@ -130,6 +140,9 @@ class Exchange:
         arguments = [sys.executable, "-m", _MODULES[name], str(self._folder.path)]
         if name == "gateway":
             arguments += ["--host", self._host, "--port", str(self._port)]
+        elif name in ("core", "follower"):
+            # One program: who gets the folder leads, and they change places when the follower is promoted.
+            arguments.append("--stand-by")
         environment = {**os.environ, SUPERVISOR: str(os.getpid())}
         # A new session: an interrupt at the terminal reaches the supervisor alone, which ends all in order.
         self._processes[name] = await asyncio.create_subprocess_exec(
@@ -172,7 +185,7 @@ class Exchange:
         return False
 
     async def _end(self) -> None:
-        for name in ("gateway", "back", "core"):
+        for name in ("gateway", "back", "follower", "core"):
             process = self._processes.get(name)
             if process is None or process.returncode is not None:
                 continue

@@ -1,0 +1,491 @@
+"""The follower: applies what the leader wrote, keeps snapshots, and leads when it is told to."""
+
+import asyncio
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from exchange.folder import DataFolder, FolderError
+from exchange.follower import Follower, StandbyError, Standing, ask_standby, end_process
+from exchange.link import BusyError, CoreLink, CoreLostError
+from exchange.lock import Holder, holder_of, process
+from exchange.log import FileLog, LogError, read_records
+from exchange.recovery import recover
+from exchange.snapshot import Snapshots
+from schemas.commands import EnterOrder
+from schemas.events import OrderAccepted, OrderRepeated, Rejected
+from schemas.records import decoded
+from tests.golden import day, encoded
+from tests.market import bid, opening
+from tests.small_venue import SMALL_VENUE
+from tests.test_core import make_folder
+from tests.test_engine_properties import VENUES
+
+DAY = [encoded(record) for record in day(VENUES[1], 37, 100)]
+WAIT_SECONDS = 20.0
+
+
+def refuse(words: str) -> None:
+    raise AssertionError(words)
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not await condition():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.02)
+
+
+# -- in this process: a log that a test writes, and one that follows it ------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> DataFolder:
+    limits = msgspec.structs.replace(SMALL_VENUE.limits, open_orders_max=1_000_000)
+    return make_folder(tmp_path, venue=msgspec.structs.replace(SMALL_VENUE, limits=limits))
+
+
+class Following:
+    """A follower that runs beside a test's own steps."""
+
+    def __init__(
+        self, folder: DataFolder, snapshot_records: int = 1000, snapshot_seconds: float = 1000
+    ) -> None:
+        self.words: list[str] = []
+        self.stop = asyncio.Event()
+        self.follower = Follower(folder, self.words.append, snapshot_records, snapshot_seconds)
+        self.task = asyncio.create_task(self.follower.run(self.stop))
+
+    async def reaches(self, sequence: int) -> None:
+        """Return when it has applied so much."""
+
+        async def reached() -> bool:
+            if self.task.done():
+                self.task.result()
+            return self.follower.recovered.sequence >= sequence
+
+        await until(reached)
+
+    async def end(self) -> None:
+        """Stop it."""
+        self.stop.set()
+        assert await self.task is None
+
+
+async def test_what_is_known_durable_is_applied_and_no_more(folder: DataFolder) -> None:
+    log = FileLog(folder.log)
+    log.append(DAY[:50])
+    log.seal()
+    following = Following(folder)
+    await following.reaches(50)
+    log.append(DAY[50:60])
+    await asyncio.sleep(0.1)
+    # Durable, but that stands in the log only with the next batch, or its seal.
+    assert following.follower.recovered.sequence == 50
+    log.append(DAY[60:80])
+    await following.reaches(60)
+    log.seal()
+    await following.reaches(80)
+    assert following.follower.recovered.engine.state_hash() == recover(log).engine.state_hash()
+    await following.end()
+    log.close()
+
+
+async def test_a_snapshot_is_kept_of_so_many_records_after_so_long_and_at_the_stop(
+    folder: DataFolder,
+) -> None:
+    log, snapshots = FileLog(folder.log), Snapshots(folder.snapshots)
+    log.append(DAY[:30])
+    log.seal()
+    following = Following(folder, snapshot_records=20)
+    await following.reaches(30)
+
+    async def kept() -> bool:
+        return snapshots.last_sequence == 30
+
+    await until(kept)
+    log.append(DAY[30:40])
+    log.seal()
+    await following.reaches(40)
+    assert snapshots.last_sequence == 30
+    await following.end()
+    assert snapshots.last_sequence == 40
+
+    log.append(DAY[40:50])
+    log.seal()
+    soon = Following(folder, snapshot_seconds=0.05)
+    assert soon.follower.recovered.sequence == 40
+
+    async def kept_in_time() -> bool:
+        return snapshots.last_sequence == 50
+
+    await until(kept_in_time)
+    for snapshot in snapshots.whole(refuse):
+        assert recover(log, [snapshot]).engine.state_hash() == recover(log).engine.state_hash()
+    await soon.end()
+    log.close()
+
+
+async def test_without_room_for_a_snapshot_the_follower_goes_on(folder: DataFolder) -> None:
+    folder.snapshots.write_text("no folder")
+    log = FileLog(folder.log)
+    log.append(DAY[:30])
+    log.seal()
+    following = Following(folder, snapshot_records=20)
+    await following.reaches(30)
+    log.append(DAY[30:60])
+    log.seal()
+    await following.reaches(60)
+    await following.end()
+    assert following.words[0].startswith("no snapshot of record 30 was made: ")
+    log.close()
+
+
+async def test_a_record_that_gives_other_events_stops_the_follower_and_is_named(folder: DataFolder) -> None:
+    log = FileLog(folder.log)
+    log.append([*DAY[:20], msgspec.structs.replace(DAY[20], events=()), *DAY[21:30]])
+    log.seal()
+    following = Following(folder)
+    with pytest.raises(LogError, match="record 21: this engine gives other events"):
+        await following.task
+    assert Snapshots(folder.snapshots).last_sequence == 0
+    log.close()
+
+
+async def test_a_folder_has_one_follower(folder: DataFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exchange.follower.TAKE_OVER_SECONDS", 0.05)
+    following = Following(folder)
+    with pytest.raises(FolderError, match="has a follower already"):
+        Follower(folder, refuse)
+    await following.end()
+    await Following(folder).end()
+
+
+async def test_the_follower_says_how_far_behind_it_is(folder: DataFolder) -> None:
+    with pytest.raises(StandbyError, match="no follower stands by"):
+        await ask_standby(folder, "status")
+    log = FileLog(folder.log)
+    log.append(DAY[:50])
+    log.seal()
+    following = Following(folder)
+    await following.reaches(50)
+    standing = await ask_standby(folder, "status")
+    assert standing == Standing(50, 50)
+    assert standing.behind == 0
+    assert Standing(50, 70).behind == 20
+    await following.end()
+    log.close()
+
+
+async def test_who_asks_otherwise_is_not_answered_and_does_no_harm(folder: DataFolder) -> None:
+    following = Following(folder)
+    await until(_is_there(folder))
+    for line in (b"\n", b"{}\n", b'{"ask":"lead"}\n', b"x" * 100_000 + b"\n", b""):
+        reader, writer = await asyncio.open_unix_connection(str(folder.standby_socket))
+        writer.write(line)
+        writer.write_eof()
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b""
+        writer.close()
+    assert await ask_standby(folder, "status") == Standing(0, 0)
+    await following.end()
+
+
+def _is_there(folder: DataFolder) -> Callable[[], Awaitable[bool]]:
+    async def is_there() -> bool:
+        return folder.standby_socket.exists()
+
+    return is_there
+
+
+# -- whom it kills ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sleeper() -> Iterator["subprocess.Popen[bytes]"]:
+    """A process that is nobody's leader."""
+    found = subprocess.Popen(["sleep", "60"])
+    yield found
+    found.kill()
+    found.wait()
+
+
+async def test_a_process_of_the_leaders_number_that_was_started_later_is_spared(
+    sleeper: "subprocess.Popen[bytes]",
+) -> None:
+    known = process(sleeper.pid)
+    assert known is not None
+    await end_process(Holder(known.pid, known.started - 1), time.monotonic() + 1)
+    assert sleeper.poll() is None
+    await end_process(known, time.monotonic() + 10)
+    assert sleeper.wait(0) == -signal.SIGKILL
+    # One that has ended, or was waited for: its number may be another's by now.
+    await end_process(known, time.monotonic() + 1)
+
+
+async def test_a_log_that_cannot_be_had_leaves_the_follower_a_follower(
+    folder: DataFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exchange.follower.PROMOTE_SECONDS", 0.3)
+    log = FileLog(folder.log)
+    log.append(DAY[:50])
+    log.seal()
+    # Held by somebody who is not named.
+    (folder.log / "lock").write_text("")
+    following = Following(folder)
+    await following.reaches(50)
+    with pytest.raises(StandbyError, match="led by a process that does not end"):
+        await ask_standby(folder, "promote")
+    log.append(DAY[50:60])
+    log.seal()
+    await following.reaches(60)
+    log.close()
+    await following.end()
+
+
+# -- processes -------------------------------------------------------------------------------------------
+
+
+class Node:
+    """A process that leads or stands by."""
+
+    def __init__(self, folder: DataFolder) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "exchange.core", str(folder.path), "--stand-by"],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        self.process.send_signal(number)
+
+    def end(self) -> tuple[int, str]:
+        """Stop it in order; return its exit code and what it said."""
+        self.process.terminate()
+        said = self.process.communicate(timeout=30)[1]
+        return self.process.returncode, said
+
+
+class Pair:
+    """A leader and its follower, and what starts them again."""
+
+    def __init__(self, folder: DataFolder) -> None:
+        self.folder = folder
+        self.nodes: list[Node] = []
+
+    async def start(self) -> Node:
+        """Start one more: the first leads, the next follows."""
+        node = Node(self.folder)
+        self.nodes.append(node)
+        if len(self.nodes) == 1:
+            await until(self.is_led)
+        else:
+            await until(self.is_followed)
+        return node
+
+    async def is_led(self) -> bool:
+        try:
+            await (await CoreLink.connect(self.folder.core_socket)).close()
+        except (OSError, CoreLostError):
+            return False
+        return True
+
+    async def is_followed(self) -> bool:
+        try:
+            standing = await ask_standby(self.folder, "status")
+        except StandbyError:
+            return False
+        return standing.behind == 0
+
+    async def open_market(self) -> None:
+        link = await CoreLink.connect(self.folder.core_socket)
+        for command in opening()[1:]:
+            assert not isinstance((await link.submit(command)).events[0], Rejected)
+        await link.close()
+
+
+@pytest.fixture
+async def pair(folder: DataFolder) -> AsyncIterator[Pair]:
+    """No process of it is left behind."""
+    found = Pair(folder)
+    await found.start()
+    await found.open_market()
+    yield found
+    for node in found.nodes:
+        node.process.kill()
+        node.process.communicate()
+
+
+class Load:
+    """Clients that enter orders, one after the other, and repeat what they got no answer to."""
+
+    def __init__(self, folder: DataFolder, clients: int = 8) -> None:
+        self._folder = folder
+        self.acknowledged: list[int] = []
+        self._stopping = False
+        self._numbers = iter(range(10**9))
+        self._clients = [asyncio.create_task(self._enter()) for _ in range(clients)]
+
+    async def _enter(self) -> None:
+        link: CoreLink | None = None
+        while not self._stopping:
+            number = next(self._numbers)
+            while True:
+                try:
+                    if link is None:
+                        link = await CoreLink.connect(self._folder.core_socket)
+                    answer = (await link.submit(bid(number, 1, 1))).events[0]
+                except BusyError:
+                    await asyncio.sleep(0.01)
+                except (OSError, CoreLostError):
+                    link = None
+                    await asyncio.sleep(0.01)
+                else:
+                    assert isinstance(answer, OrderAccepted | OrderRepeated), answer
+                    self.acknowledged.append(number)
+                    break
+        if link is not None:
+            await link.close()
+
+    async def more(self, count: int = 300) -> None:
+        """Return when so many more were acknowledged."""
+        wanted = len(self.acknowledged) + count
+
+        async def come() -> bool:
+            for client in self._clients:
+                if client.done():
+                    client.result()
+            return len(self.acknowledged) >= wanted
+
+        await until(come)
+
+    async def end(self) -> None:
+        self._stopping = True
+        await asyncio.gather(*self._clients)
+
+
+def check_nothing_is_lost(folder: DataFolder, load: Load) -> None:
+    """Every acknowledged order is in the log once; what a start makes is what the whole log makes."""
+    entered: dict[str, int] = {}
+    for record in map(decoded, read_records(folder.log)):
+        if isinstance(record.command, EnterOrder) and isinstance(record.events[0], OrderAccepted):
+            name = record.command.client_order_id
+            entered[name] = entered.get(name, 0) + 1
+    assert set(entered.values()) == {1}
+    assert {f"o{number}" for number in load.acknowledged} <= set(entered)
+    log = FileLog(folder.log)
+    snapshots = list(Snapshots(folder.snapshots).whole(refuse))
+    # The leader's last act was to keep its state.
+    assert snapshots[0].sequence == log.last_sequence
+    whole = recover(log)
+    whole.engine.check()
+    assert snapshots[0].state_hash == whole.engine.state_hash()
+    assert recover(log, snapshots).engine.state_hash() == whole.engine.state_hash()
+    log.close()
+
+
+async def test_nothing_acknowledged_is_lost_when_a_follower_takes_the_leaders_place_under_load(
+    pair: Pair,
+) -> None:
+    leader, follower = pair.nodes[0], await pair.start()
+    load = Load(pair.folder)
+    await load.more()
+    standing = await ask_standby(pair.folder, "promote")
+    assert (standing.leads, standing.epoch) == (True, 2)
+    assert leader.process.wait(5) == -signal.SIGKILL
+    assert holder_of(pair.folder.log) == process(follower.process.pid)
+    await load.more()
+    # The one that was deposed stands by when it is started again, and may lead in its turn.
+    again = await pair.start()
+    await load.more()
+    assert (await ask_standby(pair.folder, "promote")).epoch == 3
+    await load.more()
+    await load.end()
+    assert follower.process.wait(5) == -signal.SIGKILL
+    assert again.end() == (0, "")
+    check_nothing_is_lost(pair.folder, load)
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.002, 0.02, 0.2])
+async def test_a_leader_that_dies_before_or_while_it_is_replaced_takes_nothing_with_it(
+    pair: Pair, pause: float
+) -> None:
+    leader, follower = pair.nodes[0], await pair.start()
+    load = Load(pair.folder)
+    await load.more()
+    asking = asyncio.create_task(ask_standby(pair.folder, "promote"))
+    await asyncio.sleep(0)
+    if pause:
+        leader.kill()
+        await asyncio.sleep(pause)
+    else:
+        await asyncio.sleep(0.001)
+        leader.kill()
+    assert (await asking).epoch == 2
+    await load.more()
+    await load.end()
+    assert follower.end() == (0, "")
+    check_nothing_is_lost(pair.folder, load)
+
+
+async def test_a_leader_that_hangs_is_replaced_and_writes_nothing_when_it_wakes(pair: Pair) -> None:
+    leader, follower = pair.nodes[0], await pair.start()
+    load = Load(pair.folder)
+    await load.more()
+    leader.kill(signal.SIGSTOP)
+    assert (await ask_standby(pair.folder, "promote")).epoch == 2
+    with contextlib.suppress(ProcessLookupError):
+        leader.kill(signal.SIGCONT)
+    await load.more()
+    await load.end()
+    assert follower.end() == (0, "")
+    check_nothing_is_lost(pair.folder, load)
+
+
+async def test_two_promotions_at_once_are_one(pair: Pair) -> None:
+    follower = await pair.start()
+    told = await asyncio.gather(*(ask_standby(pair.folder, "promote") for _ in range(2)))
+    assert [standing.epoch for standing in told] == [2, 2]
+    assert follower.end() == (0, "")
+
+
+async def test_a_core_that_is_started_again_at_once_leads_or_follows_but_never_beside_another(
+    pair: Pair,
+) -> None:
+    await pair.start()
+    load = Load(pair.folder)
+    await load.more()
+    asking = asyncio.create_task(ask_standby(pair.folder, "promote"))
+    pair.nodes[0].kill()
+    # As a supervisor does, while the follower is waiting for the lock, or has just got it.
+    again = Node(pair.folder)
+    pair.nodes.append(again)
+    await asking
+    await load.more()
+    holder = holder_of(pair.folder.log)
+    assert holder is not None
+    leads = [node for node in pair.nodes if node.process.poll() is None and node.process.pid == holder.pid]
+    assert len(leads) == 1
+    await load.end()
+    if again.process.poll() is None:
+        await until(pair.is_followed)
+        assert again not in leads
+        assert again.end() == (0, "")
+    assert leads[0].end() == (0, "")
+    check_nothing_is_lost(pair.folder, load)
+
+
+async def test_the_leaders_last_state_is_kept_when_it_stops(pair: Pair) -> None:
+    assert pair.nodes[0].end() == (0, "")
+    log = FileLog(pair.folder.log)
+    (snapshot,) = Snapshots(pair.folder.snapshots).whole(refuse)
+    assert snapshot.sequence == log.last_sequence
+    assert snapshot.state_hash == recover(log).engine.state_hash()
+    log.close()
