@@ -1,7 +1,9 @@
 """The core process: durable before told, recovered after a kill, one writer a folder."""
 
 import asyncio
+import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,13 +15,14 @@ import pytest
 
 from exchange.engine import Engine
 from exchange.folder import DataFolder, Settings
-from exchange.link import CoreLink, CoreLostError
+from exchange.link import BusyError, CoreLink, CoreLostError
 from exchange.log import FileLog, LogError, read_records
-from schemas.commands import OpenEra, Tick
-from schemas.events import ContractClosed, OrderAccepted, OrderEnded, OrderRepeated, Rejected
+from schemas.codec import encode
+from schemas.commands import CancelOrder, CorrectClock, HaltContract, OpenEra, Tick
+from schemas.events import ClockCorrected, ContractClosed, OrderAccepted, OrderEnded, OrderRepeated, Rejected
 from schemas.reasons import RejectReason
 from schemas.records import Decoded, decoded
-from tests.market import FIRST_HOUR, OPERATOR_KEY, START_NS, ask, bid, opening
+from tests.market import AUTHORITY, BUYER, FIRST_HOUR, OPERATOR_KEY, START_NS, ask, bid, opening
 from tests.small_venue import SMALL_VENUE
 
 
@@ -39,12 +42,15 @@ def make_folder(path: Path, **changes: object) -> DataFolder:
 
 
 class CoreProcess:
-    """A real core in its own process."""
+    """A real core in its own process; `program` runs in its place, and has something go wrong in it."""
 
-    def __init__(self, folder: DataFolder) -> None:
+    def __init__(self, folder: DataFolder, *options: str, program: str = "") -> None:
         self.folder = folder
+        start = ["-c", f"{program}\nimport exchange.core, sys\nsys.exit(exchange.core.main())"]
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "exchange.core", str(folder.path)], stderr=subprocess.PIPE, text=True
+            [sys.executable, *(start if program else ["-m", "exchange.core"]), str(folder.path), *options],
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
     async def link(self) -> CoreLink:
@@ -72,6 +78,13 @@ async def _open_market(link: CoreLink) -> None:
     for command in opening()[1:]:
         answer = await link.submit(command)
         assert not isinstance(answer.events[0], Rejected), answer
+
+
+async def _bids_until_lost(link: CoreLink, acknowledged: list[int], pause_seconds: float = 0) -> None:
+    """Enter bids until one is not taken, and keep the sequence of each that was."""
+    for n in range(1, 10_000):
+        acknowledged.append((await link.submit(bid(n, 1, 1))).sequence)
+        await asyncio.sleep(pause_seconds)
 
 
 async def test_what_was_acknowledged_survives_a_kill_and_is_known_when_repeated(tmp_path: Path) -> None:
@@ -188,22 +201,191 @@ async def test_a_full_disk_stops_the_core_and_what_was_acknowledged_is_safe(tmp_
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], check=True)
     try:
         folder = make_folder(disk)
-        core = CoreProcess(folder)
+        core = CoreProcess(folder, "--low-disk-bytes", "0")
         link = await core.link()
         await _open_market(link)
-        acknowledged = []
-        try:
-            for n in range(10_000):
-                acknowledged.append((await link.submit(bid(n, 1, 1))).sequence)
-        except CoreLostError:
-            pass
+        acknowledged: list[int] = []
+        with pytest.raises(CoreLostError):
+            await _bids_until_lost(link, acknowledged)
         assert core.process.wait(10) == 1
-        assert "No space left" in core.process.communicate()[1]
+        words = core.process.communicate()[1]
+        assert re.fullmatch(
+            "core: stopped, nothing after the last answer was told: .*No space left.*\n", words
+        )
         assert [r.sequence for r in read_records(folder.log)][: acknowledged[-1]] == list(
             range(1, acknowledged[-1] + 1)
         )
     finally:
         subprocess.run(["umount", "-l", disk], check=True)
+
+
+async def test_when_the_disk_is_low_only_cancels_are_taken_until_there_is_room_again(tmp_path: Path) -> None:
+    if os.getuid() != 0:
+        pytest.skip("mounting a small disk needs root")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], check=True)
+    try:
+        folder = make_folder(disk)
+        core = CoreProcess(folder, "--low-disk-bytes", str(256 * 1024))
+        link = await core.link()
+        await _open_market(link)
+        answer = await link.submit(bid(0, 1, 100))
+        ballast = disk / "ballast"
+        ballast.write_bytes(bytes(800 * 1024))
+        reason = "only cancels are taken: the disk of the log has [0-9]+ bytes left; 262144 are needed"
+        with pytest.raises(BusyError, match=reason):
+            await _bids_until_lost(link, [], 0.02)
+        canceled = await link.submit(CancelOrder(BUYER, accepted(answer).order_id))
+        assert isinstance(canceled.events[0], OrderEnded)
+        ballast.unlink()
+        await asyncio.sleep(1.5)
+        accepted(await link.submit(bid(1000, 1, 100)))
+        await link.close()
+        assert core.kill(signal.SIGTERM) == 0
+        first, second = core.process.communicate()[1].splitlines()
+        assert re.fullmatch(f"core: {reason}", first)
+        assert second == "core: all commands are taken again"
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
+
+
+FAILING_SYNC = """
+import errno, os
+real, count = os.fdatasync, 0
+def fdatasync(file):
+    global count
+    count += 1
+    real(file)
+    if count == 30:
+        raise OSError(errno.EIO, "Input/output error")
+    assert count < 30, "synced again"
+os.fdatasync = fdatasync
+"""
+
+
+async def test_after_a_failed_sync_nothing_is_told_or_touched_and_the_core_ends(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    core = CoreProcess(folder, program=FAILING_SYNC)
+    link = await core.link()
+    await _open_market(link)
+    acknowledged: list[int] = []
+    with pytest.raises(CoreLostError):
+        await _bids_until_lost(link, acknowledged)
+    size = next(folder.log.glob("*.log")).stat().st_size
+    assert core.process.wait(10) == 1
+    words = core.process.communicate()[1]
+    assert words == ("core: stopped, nothing after the last answer was told: [Errno 5] Input/output error\n")
+    assert next(folder.log.glob("*.log")).stat().st_size == size
+    # What the failed sync was for may be in the log, and was told to nobody.
+    last = [record.sequence for record in read_records(folder.log)][-1]
+    assert acknowledged[-1] == last - 1
+
+
+FAILING_ENGINE = """
+import exchange.sequencer
+real = exchange.sequencer.encode
+def encode(value):
+    if getattr(value, "client_order_id", "") == "o77":
+        raise ZeroDivisionError("our own bug")
+    return real(value)
+exchange.sequencer.encode = encode
+"""
+
+
+async def test_a_command_at_which_the_engine_fails_ends_the_core_once_and_is_refused_ever_after(
+    tmp_path: Path,
+) -> None:
+    folder = make_folder(tmp_path)
+    core = CoreProcess(folder, program=FAILING_ENGINE)
+    link = await core.link()
+    await _open_market(link)
+    accepted(await link.submit(bid(1, 1, 100)))
+    fatal = bid(77, 1, 100)
+    with pytest.raises(CoreLostError):
+        await link.submit(fatal)
+    assert core.process.wait(10) == 1
+    (file,) = folder.quarantine.iterdir()
+    assert file.name == f"{hashlib.sha256(encode(fatal)).hexdigest()}.txt"
+    assert "ZeroDivisionError: our own bug" in file.read_text()
+    assert '"client_order_id":"o77"' in file.read_text()
+    assert core.process.communicate()[1] == (
+        f"core: the engine failed at a command of type enter_order; it is refused from now on: {file}\n"
+    )
+    again = CoreProcess(folder, program=FAILING_ENGINE)
+    link = await again.link()
+    for _ in range(2):
+        with pytest.raises(ValueError, match="failed at this very command before and refuses it"):
+            await link.submit(fatal)
+    # Another one, by a hair, is none of it.
+    accepted(await link.submit(bid(78, 1, 100)))
+    await link.close()
+    assert again.kill(signal.SIGTERM) == 0
+
+
+FAILING_TICK = """
+import exchange.sequencer
+real = exchange.sequencer.encode
+def encode(value):
+    assert value.__struct_config__.tag != "tick", "our own bug"
+    return real(value)
+exchange.sequencer.encode = encode
+"""
+
+
+async def test_a_command_of_the_cores_own_at_which_the_engine_fails_only_ends_the_core(
+    tmp_path: Path,
+) -> None:
+    folder = make_folder(tmp_path)
+    core = CoreProcess(folder, program=FAILING_TICK)
+    link = await core.link()
+    with pytest.raises(CoreLostError):
+        await link.set_clock(START_NS + 1)
+    assert core.process.wait(10) == 1
+    assert "our own bug" in core.process.communicate()[1]
+    assert not folder.quarantine.exists()
+
+
+JUMPING_CLOCK = """
+import pathlib, sys, time
+real, jump = time.time_ns, pathlib.Path(sys.argv[1]) / "jump"
+time.time_ns = lambda: real() + (int(jump.read_text()) if jump.exists() else 0)
+"""
+
+
+@pytest.mark.parametrize("jump_seconds", [3600, -3600])
+async def test_when_the_clock_jumps_only_cancels_are_taken_until_an_operator_corrects_it(
+    tmp_path: Path, jump_seconds: int
+) -> None:
+    folder = make_folder(tmp_path, clock_speed=0)
+    core = CoreProcess(folder, program=JUMPING_CLOCK)
+    link = await core.link()
+    before = await link.submit(CancelOrder(BUYER, 1))
+    (folder.path / "jump").write_text(str(jump_seconds * 10**9))
+    with pytest.raises(
+        BusyError, match=f"the clock jumped by {jump_seconds}[0-9]{{3}} ms; an operator must sign"
+    ):
+        await link.submit(bid(1, 1, 100))
+    with pytest.raises(BusyError):
+        await link.submit(HaltContract("H100-SXM", FIRST_HOUR, authority=AUTHORITY))
+    meanwhile = await link.submit(CancelOrder(BUYER, 1))
+    assert isinstance(meanwhile.events[0], Rejected)
+    # Time went on as it does, and did not jump.
+    assert before.time_ns < meanwhile.time_ns < before.time_ns + 60 * 10**9
+    refused = await link.submit(CorrectClock())
+    assert isinstance(refused.events[0], Rejected)
+    with pytest.raises(BusyError):
+        await link.submit(bid(1, 1, 100))
+    corrected = await link.submit(CorrectClock(authority=AUTHORITY))
+    assert corrected.events == (ClockCorrected(),)
+    after = await link.submit(bid(1, 1, 100))
+    if jump_seconds > 0:
+        assert after.time_ns >= before.time_ns + jump_seconds * 10**9
+    else:
+        # It stands until the machine's clock has caught up.
+        assert after.time_ns == corrected.time_ns
+    await link.close()
+    assert core.kill(signal.SIGTERM) == 0
 
 
 async def test_the_era_names_the_engine_and_the_clock(tmp_path: Path) -> None:

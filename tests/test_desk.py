@@ -41,7 +41,7 @@ OPERATORS: tuple[AnyCommand, ...] = (HaltContract("H100-SXM", 1), CorrectClock()
 
 
 def small_desk() -> Desk:
-    return Desk(*ROOM.values(), low_disk_bytes=LOW)
+    return Desk(ROOM[Kind.ORDINARY], ROOM[Kind.CANCEL], ROOM[Kind.OPERATOR], LOW)
 
 
 def given_to(desk: Desk, *commands: AnyCommand) -> None:
