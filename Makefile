@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test check build fuzz crash mutants bench-gateway bench-engine bench-auction lock clean
+.PHONY: run test check build fuzz crash lives mutants bench-gateway bench-engine bench-auction lock clean
 
 run: build  ## start the exchange with its own Postgres and run the main job
 	$(BIN)/cux demo $(ARGS)
@@ -24,6 +24,9 @@ fuzz: build  ## the engine against its slow twin, for long
 
 crash: build  ## kill the processes of a real exchange under load, BUDGET times, drawn by SEED
 	$(BIN)/python -m tests.campaigns.crash $(SEED:%=--seed %) $(BUDGET:%=--budget %) $(ARGS)
+
+lives: build  ## BUDGET lives of the exchange on a simulated machine; one of them, with its story, by SEED
+	$(BIN)/python -m tests.campaigns.lives $(SEED:%=--seed %) $(BUDGET:%=--budget %) $(ARGS)
 
 # In a copy: what is mutated is never committed, and the tests of the house do not read it.
 mutants: $(READY)  ## what the tests of matching do not notice when it is mutated: tests/README.md

@@ -73,7 +73,7 @@ class CoreProcess:
         """End it in order."""
         self.process.terminate()
         code, said = await self.ended()
-        assert code == 0, said
+        assert code == 0, (code, said)
 
 
 async def open_market(link: CoreLink) -> None:

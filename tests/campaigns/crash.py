@@ -136,7 +136,7 @@ class Supervised(Exchange):
         """
         words = self.said.read_text(errors="replace")
         for found in re.finditer(
-            r"^.*(LogError|AssertionError|is damaged|did not start).*$", words, re.MULTILINE
+            r"^.*(Traceback|LogError|AssertionError|is damaged|did not start).*$", words, re.MULTILINE
         ):
             raise BrokenError(f"a process failed by itself: {found[0]}; all it said:\n{words[-4000:]}")
         for name, code in re.findall(r"^(core|back|gateway) ended with code (-?\d+)", words, re.MULTILINE):

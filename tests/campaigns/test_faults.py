@@ -1,9 +1,10 @@
 """The disk fails under a real core (libfiu): it ends with a clear word, and what it had told is there."""
 
 import asyncio
+import errno
 import os
 import shutil
-import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,8 +14,8 @@ from exchange.folder import DataFolder
 from exchange.link import CoreLink
 from schemas.events import OrderAccepted, OrderRepeated
 from schemas.records import Decoded
-from tests.campaigns.cores import CORE, CoreProcess, bids, logged, make_folder, open_market
-from tests.campaigns.trace import calls, command, judge
+from tests.campaigns.cores import CoreProcess, bids, logged, make_folder, open_market
+from tests.campaigns.trace import Call, calls, command, judge
 from tests.market import bid
 
 if missing := [tool for tool in ("fiu-run", "strace") if shutil.which(tool) is None]:
@@ -22,11 +23,12 @@ if missing := [tool for tool in ("fiu-run", "strace") if shutil.which(tool) is N
         raise RuntimeError(f"{missing} are not installed; .ci/run installs them")
     pytest.skip(f"{missing} are not installed (Debian: fiu-utils, strace)", allow_module_level=True)
 
-SYNC_FAILS = "enable name=posix/io/sync/fdatasync,failinfo=5"
-WRITE_FAILS = "enable name=posix/io/rw/write,failinfo=5,onetime"
-DISK_IS_FULL = "enable name=posix/io/rw/write,failinfo=28,onetime"
-"""The write that fails is the log's: what is sent goes over sockets. Once, for the last word must get out."""
-WRITES_ARE_CUT = "enable_random name=posix/io/rw/write/reduce,probability=0.5"
+SYNC_FAILS = f"posix/io/sync/fdatasync {errno.EIO}"
+WRITE_FAILS = f"posix/io/rw/write {errno.EIO}"
+DISK_IS_FULL = f"posix/io/rw/write {errno.ENOSPC}"
+MAGIC = b"CUX1"
+"""A batch begins with it, the rest of one that was cut short does not."""
+WRITES_ARE_CUT = "posix/io/rw/write/reduce 0"
 
 
 class FaultyCore:
@@ -34,26 +36,19 @@ class FaultyCore:
 
     def __init__(self, folder: DataFolder, path: Path) -> None:
         self.trace = path / "trace"
-        self._control = path / "fiu"
-        watched = [*command(self.trace), "fiu-run", "-x", "-f", str(self._control), *CORE]
-        self.core = CoreProcess(folder, watched)
+        self._fault = path / "fault"
+        faulty = ["fiu-run", "-x", "-f", "", sys.executable, "-m", "tests.campaigns.faulty_core"]
+        self.core = CoreProcess(folder, [*command(self.trace), *faulty])
 
-    async def fail(self, *faults: str) -> None:
-        """From now on these calls fail; libfiu fails them before they reach the kernel."""
-        arguments = [word for fault in faults for word in ("-c", fault)]
-        told = await asyncio.to_thread(
-            subprocess.run,
-            ["fiu-ctrl", "-f", str(self._control), *arguments, str(self.core.process.pid)],
-            capture_output=True,
-            text=True,
-            timeout=20,
-            check=True,
-        )
-        assert told.stdout == ""
+    def fail(self, fault: str) -> None:
+        """From now on libfiu fails these calls before they reach the kernel."""
+        beside = self._fault.with_suffix(".new")
+        beside.write_text(fault)
+        beside.rename(self._fault)
 
-    def unsynced(self) -> list[int]:
-        """The records that were told and had not been synced."""
-        return judge(list(calls(self.trace.read_text().splitlines()))).unsynced
+    def seen(self) -> list[Call]:
+        """What `strace` saw until now."""
+        return list(calls(self.trace.read_text().splitlines()))
 
 
 async def load(links: Sequence[CoreLink], count: int) -> dict[str, Decoded]:
@@ -100,7 +95,7 @@ async def test_a_core_whose_disk_fails_ends_with_a_clear_word_and_tells_nothing_
         await open_market(links[0])
         loading = asyncio.create_task(load(links, 20_000))
         await asyncio.sleep(0.3)
-        await faulty.fail(fault)
+        faulty.fail(fault)
         told = await asyncio.wait_for(loading, 20)
         code, said = await core.ended()
     assert len(told) > 50
@@ -109,7 +104,9 @@ async def test_a_core_whose_disk_fails_ends_with_a_clear_word_and_tells_nothing_
     assert last.startswith("core: stopped, nothing after the last answer was told: ")
     assert word in last
     assert "Traceback" not in said
-    assert faulty.unsynced() == []
+    verdict = judge(faulty.seen())
+    assert verdict.records >= len(told)
+    assert verdict.unsynced == []
     await refuse_loss(folder, told)
 
 
@@ -119,9 +116,14 @@ async def test_writes_that_are_cut_short_are_finished(tmp_path: Path) -> None:
     with faulty.core as core:
         links = [await core.link() for _ in range(3)]
         await open_market(links[0])
-        await faulty.fail(WRITES_ARE_CUT)
+        faulty.fail(WRITES_ARE_CUT)
         told = await load(links, 100)
         await core.stop()
     assert len(told) == 300
-    assert faulty.unsynced() == []
+    seen = faulty.seen()
+    written = [call for call in seen if call.name == "write" and call.path.endswith(".log")]
+    assert sum(not call.data.startswith(MAGIC) for call in written) > 20, "no write was cut"
+    verdict = judge(seen)
+    assert verdict.records >= 300
+    assert verdict.unsynced == []
     await refuse_loss(folder, told)

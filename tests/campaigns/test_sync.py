@@ -22,7 +22,7 @@ START = "import runpy; runpy.run_module('exchange.core', run_name='__main__')"
 NEVER_SYNCS = "import os; os.fdatasync = os.fsync = lambda file: None"
 SYNCS_LATE = (
     "import os, threading; real = os.fdatasync;"
-    "os.fdatasync = os.fsync = lambda file: threading.Timer(0.02, real, [file]).start()"
+    "os.fdatasync = os.fsync = lambda file: threading.Timer(0.3, real, [file]).start()"
 )
 
 

@@ -21,7 +21,7 @@ HEADER = struct.Struct("<4sIIQQII")
 """Of a batch in a segment: magic, CRC, epoch, first sequence, durable, count, length."""
 
 WAKE_UP = b"\0"
-"""What asyncio sends itself over a socket of its own."""
+"""What an event loop sends itself over a socket of its own."""
 
 _LINE = re.compile(r"(?P<thread>\d+) +(?P<rest>.*)")
 _RESUMED = re.compile(r"<\.\.\. \w+ resumed>(.*)")
@@ -123,7 +123,7 @@ def _records_told(seen: Sequence[Call]) -> Iterator[tuple[int, Call]]:
     connections: dict[str, bytes] = defaultdict(bytes)
     began: dict[str, Call] = {}
     for call in seen:
-        if call.name not in SENDS or call.data == WAKE_UP:
+        if call.name in SYNCS or not call.path.startswith("socket:") or call.data == WAKE_UP:
             continue
         if not connections[call.descriptor]:
             began[call.descriptor] = call
