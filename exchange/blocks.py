@@ -123,13 +123,15 @@ def _plan_at(
 
 def _least_of_asks(block: Order, site: Site) -> int:
     """Return what a lot in every hour costs at least of the site's hourly asks; no block bids NEVER."""
-    cost = 0
-    for hour in range(block.hour, block.hour + block.hours):
-        place = site.hours.get(hour)
+    cost, last = 0, block.hour + block.hours - 1
+    place = site.hours.get(block.hour)
+    for hour in range(block.hour, last + 1):
         price = 0 if place is None else place.lowest_ask()
-        if price == 0:
+        if place is None or price == 0:
             return NEVER
         cost += price
+        if hour < last:
+            place = site.later_than(place, hour)
     return cost
 
 
@@ -286,7 +288,7 @@ def _blocks_of_hour(market: Market, ask: Order, site: Site) -> list[Order]:
     found: list[Order] = []
     if not waiting:
         return found
-    lowest = _lowest_of_asks(site, ask.hour, waiting[0].price, market.block_max_hours)
+    lowest = _lowest_of_asks(site, place, ask.hour, waiting[0].price, market.block_max_hours)
     runs, pending = site.best_runs(), market.pending_retries
     lowest_run = runs[0].price if runs and pending else NEVER
     for block in waiting:
@@ -310,26 +312,26 @@ def _waiting(book: Book | None, site: Site, place: SiteHour) -> list[Order]:
     return found
 
 
-def _lowest_of_asks(site: Site, around: int, price: int, hours: int) -> int:
+def _lowest_of_asks(site: Site, place: SiteHour, around: int, price: int, hours: int) -> int:
     """Return a price such that the site's hourly asks fill no block of a lower one in this hour.
 
     It is NEVER where they fill no block up to `price`: every stretch of at most so many hours costs more.
     """
-    place = site.hours.get(around)
-    lowest = 0 if place is None else place.lowest_ask()
+    lowest = place.lowest_ask()
     if lowest == 0:
         return NEVER
+    # On either side the best stretch counts: what it leaves of what the block would pay for it.
     excess = lowest - price
-    for step in (-1, 1):
-        # The best stretch on this side: what it leaves of what the block would pay for it.
+    for is_later in (False, True):
+        here, hour = place, around
         total = least = 0
-        hour = around
         for _ in range(1, hours):
-            hour += step
-            place = site.hours.get(hour)
-            there = 0 if place is None else place.lowest_ask()
-            if there == 0:
+            beyond = site.later_than(here, hour) if is_later else site.earlier_than(here, hour)
+            there = 0 if beyond is None else beyond.lowest_ask()
+            if beyond is None or there == 0:
                 break
+            here = beyond
+            hour += 1 if is_later else -1
             lowest = min(lowest, there)
             total += there - price
             least = min(least, total)
@@ -346,6 +348,9 @@ def _best_block_first(block: Order) -> tuple[int, int]:
 
 def cut_runs(market: Market, site: Site, place: SiteHour, hour: int, events: Events) -> None:
     """Cut the open runs of a site-hour to what is left of its capacity, newest first."""
+    if place.sold + place.open_runs <= place.capacity:
+        # As after most trades: the runs need not be looked through.
+        return
     for run in sorted(site.runs.values(), key=_newest_first):
         over = place.sold + place.open_runs - place.capacity
         if over <= 0 or place.open_runs == 0:
@@ -472,11 +477,16 @@ def _wait_at_sites(block: Order) -> None:
         for hour in range(block.hour, block.hour + block.hours):
             place = site.hours.get(hour)
             waiting = None if place is None else place.waiting
-            if waiting is not None:
-                at = len(waiting)
-                while at > 0 and waiting[at - 1].price < block.price:
-                    at -= 1
-                waiting.insert(at, block)
+            if waiting is None:
+                continue
+            first, until = 0, len(waiting)
+            while first < until:
+                middle = (first + until) >> 1
+                if waiting[middle].price < block.price:
+                    until = middle
+                else:
+                    first = middle + 1
+            waiting.insert(first, block)
 
 
 def _leave_sites(block: Order) -> None:

@@ -325,9 +325,21 @@ class SiteHour:
     The hourly `asks` are counted; once a block was tried in the hour they are `listed` too. That list is
     `by_price`, then time, or None where some may have moved. `waiting` are the resting blocks of the hour
     that the site may serve at its best grade, best first, and some that have ended; None where not known.
+    `earlier` and `later` are the site's hours next to this one, once asked for.
     """
 
-    __slots__ = ("asks", "by_price", "capacity", "listed", "open_asks", "open_runs", "sold", "waiting")
+    __slots__ = (
+        "asks",
+        "by_price",
+        "capacity",
+        "earlier",
+        "later",
+        "listed",
+        "open_asks",
+        "open_runs",
+        "sold",
+        "waiting",
+    )
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
@@ -338,6 +350,8 @@ class SiteHour:
         self.listed: list[Order] | None = None
         self.by_price: list[Order] | None = None
         self.waiting: list[Order] | None = None
+        self.earlier: SiteHour | None = None
+        self.later: SiteHour | None = None
 
     def list_ask(self, ask: Order) -> None:
         """Have an hourly ask at hand for blocks."""
@@ -382,7 +396,8 @@ class SiteHour:
 
     def lowest_ask(self) -> int:
         """Return the lowest price of a listed ask that blocks may meet, 0 if there is none."""
-        for ask in self.best_first():
+        found = self.by_price
+        for ask in self.best_first() if found is None else found:
             if ask.exclusive is None:
                 return ask.price
         return 0
@@ -468,9 +483,32 @@ class Site:
             self.recent = found
         return found
 
+    def earlier_than(self, place: SiteHour, hour: int) -> SiteHour | None:
+        """Return what it has in the hour before that of `place`, None if nothing yet."""
+        found = place.earlier
+        if found is None:
+            found = self.hours.get(hour - 1)
+            if found is not None:
+                place.earlier = found
+                found.later = place
+        return found
+
+    def later_than(self, place: SiteHour, hour: int) -> SiteHour | None:
+        """Return what it has in the hour after that of `place`, None if nothing yet."""
+        found = place.later
+        if found is None:
+            found = self.hours.get(hour + 1)
+            if found is not None:
+                place.later = found
+                found.earlier = place
+        return found
+
     def forget(self, hour: int) -> None:
         """Let go of an hour that is closed."""
-        self.hours.pop(hour, None)
+        place = self.hours.pop(hour, None)
+        if place is not None and place.later is not None:
+            place.later.earlier = None
+            place.later = None
         self.recent = None
 
 

@@ -112,6 +112,8 @@ def _check_places(market: Market) -> None:
             if book is not None and book.lists_asks:
                 listed = [] if place.listed is None else place.listed
                 assert sorted(listed, key=lambda o: o.order_id) == at_site
+            assert place.earlier is None or place.earlier is site.hours[hour - 1]
+            assert place.later is None or place.later is site.hours[hour + 1]
             if place.waiting is not None:
                 blocks = [] if book is None else [b for b in book.blocks.values() if b.served_by[site.cell]]
                 waiting = [block for block in place.waiting if block.leaves_lots]
