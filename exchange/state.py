@@ -491,8 +491,6 @@ def _join_group(order: Order, known: OrderState, groups: dict[tuple[int, str], G
     group = None if known.group_is_over else account.groups.get(name)
     if group is None:
         group = Group(name, order)
-        # Before anything was traded: all its members were entered with as many.
-        group.lots = known.entered_lots
         if not known.group_is_over:
             state = groups[account.account, name]
             group.reserved_micros = state.reserved_micros
