@@ -440,10 +440,14 @@ async def _stand_by(folder: DataFolder) -> Promoted | None:
     for number in _SIGNALS:
         loop.add_signal_handler(number, stop.set)
     try:
-        return await Follower(folder, _tell).run(stop)
+        promoted = await Follower(folder, _tell).run(stop)
     finally:
         for number in _SIGNALS:
             loop.remove_signal_handler(number)
+    if promoted is not None and stop.is_set():
+        promoted.log.close()
+        return None
+    return promoted
 
 
 def ended(process: Coroutine[None, None, None]) -> int:

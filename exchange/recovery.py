@@ -1,15 +1,16 @@
 """Recovery: the engine as snapshot and log make it."""
 
+import contextlib
 import gc
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import msgspec
 
 from exchange.engine import ENGINE_DIGEST, Engine, restored
 from exchange.log import Log, LogError
-from exchange.migrations import STATE_FORMAT, can_migrate, migrated
+from exchange.migrations import STATE_FORMAT, Encoded, can_migrate, migrated
 from exchange.snapshot import Snapshot, Snapshots
 from schemas.codec import decode_command, decode_event, encode
 from schemas.commands import OpenEra
@@ -48,35 +49,47 @@ def start_from(snapshots: Iterable[Snapshot], last_sequence: int) -> Recovered:
     records after it were made by rules that are no longer here.
 
     Raises:
-        LogError: the log ends before a snapshot, or its state has a form that its number does not.
+        LogError: the log ends before a snapshot, or what it holds has a form that its number does not.
     """
     for snapshot in snapshots:
-        if snapshot.sequence > last_sequence:
+        sequence, state_format = snapshot.sequence, snapshot.state_format
+        if sequence > last_sequence:
             raise LogError(
-                f"the log ends with record {last_sequence}, but there is a snapshot of record "
-                f"{snapshot.sequence}: the log has lost what was told; restore it from a copy"
+                f"the log ends with record {last_sequence}, but there is a snapshot of record {sequence}: "
+                "the log has lost what was told; restore it from a copy"
             )
-        if snapshot.state_format == STATE_FORMAT:
-            return Recovered(_restored(snapshot, snapshot.state), snapshot.era, snapshot.sequence)
-        if snapshot.sequence == last_sequence and can_migrate(snapshot.state_format):
-            engine = _restored(snapshot, migrated(snapshot.state, snapshot.state_format))
-            return Recovered(engine, snapshot.era, snapshot.sequence, snapshot.state_hash)
+        encoded = Encoded(snapshot.era, snapshot.state)
+        if state_format == STATE_FORMAT:
+            return _restored(encoded, sequence)
+        if sequence == last_sequence and can_migrate(state_format):
+            recovered = _restored(migrated(encoded, state_format), sequence)
+            return recovered._replace(migrated_from=snapshot.state_hash)
     return Recovered(Engine(), None, 0)
 
 
-def _restored(snapshot: Snapshot, state: bytes) -> Engine:
-    # All that is made here stays: to look for garbage meanwhile takes longer than to make it.
+def _restored(encoded: Encoded, sequence: int) -> Recovered:
+    try:
+        era = decode_command(encoded.era)
+        with _without_collector():
+            engine = restored(encoded.state)
+    except msgspec.DecodeError as error:
+        raise LogError(f"the snapshot of record {sequence} holds no state: {error}") from None
+    assert isinstance(era, OpenEra)
+    return Recovered(engine, era, sequence)
+
+
+@contextlib.contextmanager
+def _without_collector() -> Iterator[None]:
+    """Make much that stays, or goes at once: to look for garbage meanwhile takes longer than to make it."""
     collects = gc.isenabled()
     gc.disable()
     try:
-        engine = restored(state)
-        gc.freeze()
-    except msgspec.DecodeError as error:
-        raise LogError(f"the snapshot of record {snapshot.sequence} holds no state: {error}") from None
+        yield
     finally:
+        # What is there now need not be looked at again.
+        gc.freeze()
         if collects:
             gc.enable()
-    return engine
 
 
 def reapply(recovered: Recovered, record: Record) -> Recovered:
@@ -118,8 +131,10 @@ def _difference(recovered: Recovered, record: Record) -> str:
 def snapshot_of(recovered: Recovered) -> Snapshot:
     """Return the state as a snapshot; an era runs."""
     assert recovered.era is not None
-    state = recovered.engine.encoded_state()
-    return Snapshot(recovered.sequence, STATE_FORMAT, hashlib.sha256(state).digest(), recovered.era, state)
+    with _without_collector():
+        state = recovered.engine.encoded_state()
+    state_hash = hashlib.sha256(state).digest()
+    return Snapshot(recovered.sequence, STATE_FORMAT, state_hash, encode(recovered.era), state)
 
 
 def keep_snapshot(snapshots: Snapshots, recovered: Recovered) -> None:

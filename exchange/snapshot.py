@@ -15,9 +15,6 @@ from typing import NamedTuple
 import msgspec
 from msgspec import Struct
 
-from schemas.codec import decode_command, encode
-from schemas.commands import OpenEra
-
 KEPT = 2
 """How many snapshots are kept: should the newest be damaged, the one before it does."""
 
@@ -35,15 +32,15 @@ class _Header(Struct, frozen=True):
 
 
 class Snapshot(NamedTuple):
-    """The state after record `sequence`, encoded in a numbered form, and the era that ran then.
+    """The state after record `sequence`, and the command that opened the era, encoded in a numbered form.
 
-    The era names the rules, the engine and the codec that made it.
+    The era names the rules, the engine and the codec that made the state.
     """
 
     sequence: int
     state_format: int
     state_hash: bytes
-    era: OpenEra
+    era: bytes
     state: bytes
 
 
@@ -54,7 +51,7 @@ class SnapshotError(Exception):
 def encode_snapshot(snapshot: Snapshot) -> bytes:
     """Return the bytes of the snapshot's file."""
     header = msgspec.msgpack.encode(
-        _Header(snapshot.sequence, snapshot.state_format, snapshot.state_hash, encode(snapshot.era))
+        _Header(snapshot.sequence, snapshot.state_format, snapshot.state_hash, snapshot.era)
     )
     front = _FRONT.pack(_MAGIC, len(header), hashlib.sha256(header).digest())
     return front + header + snapshot.state
@@ -75,14 +72,12 @@ def decode_snapshot(data: bytes) -> Snapshot:
         raise SnapshotError("it is damaged in its header, or of another version of cux")
     try:
         header = msgspec.msgpack.decode(header_bytes, type=_Header)
-        era = decode_command(header.era)
     except msgspec.DecodeError as error:
         raise SnapshotError(f"it is of another version of cux: {error}") from None
     state = data[start:]
     if hashlib.sha256(state).digest() != header.state_hash:
         raise SnapshotError("it is damaged: its state has another hash")
-    assert isinstance(era, OpenEra)
-    return Snapshot(header.sequence, header.state_format, header.state_hash, era, state)
+    return Snapshot(header.sequence, header.state_format, header.state_hash, header.era, state)
 
 
 class Snapshots:

@@ -22,6 +22,8 @@ from exchange.snapshot import Snapshots
 from schemas.commands import EnterOrder
 from schemas.events import OrderAccepted, OrderRepeated, Rejected
 from schemas.records import decoded
+from settlement.postgres import DATABASE_URL
+from tests.exchange_fixture import ROOT, served
 from tests.golden import day, encoded
 from tests.market import bid, opening
 from tests.small_venue import SMALL_VENUE
@@ -489,3 +491,55 @@ async def test_the_leaders_last_state_is_kept_when_it_stops(pair: Pair) -> None:
     assert snapshot.sequence == log.last_sequence
     assert snapshot.state_hash == recover(log).engine.state_hash()
     log.close()
+
+
+# -- the whole exchange ----------------------------------------------------------------------------------
+
+
+def cux(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-m", "gateway.cli", *arguments],
+        capture_output=True,
+        check=False,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+    )
+
+
+async def test_in_a_served_exchange_core_and_follower_change_places_and_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv(DATABASE_URL, raising=False)
+    with served() as exchange:
+        at = ("--folder", str(exchange.folder.path))
+
+        async def is_followed() -> bool:
+            return cux("standby", "status", *at).returncode == 0
+
+        async def is_ready() -> bool:
+            return exchange.health()[0] == 200
+
+        await exchange.register()
+        for epoch, leads in ((2, "follower"), (3, "core")):
+            await until(is_followed)
+            deposed = exchange.pid("core" if leads == "follower" else "follower")
+            promoted = cux("standby", "promote", *at)
+            assert promoted.returncode == 0, promoted.stderr
+            assert promoted.stdout.endswith(f"epoch {epoch}\n")
+            holder = holder_of(exchange.folder.log)
+            assert holder is not None
+            assert holder.pid == exchange.pid(leads) != deposed
+            await until(is_ready)
+            await exchange.register()
+        await until(is_followed)
+        stood = msgspec.json.decode(cux("standby", "status", "--json", *at).stdout)
+        assert stood["behind"] == 0
+        exchange.stop()
+        assert exchange.process.returncode == 0
+        log = FileLog(exchange.folder.log)
+        assert Snapshots(exchange.folder.snapshots).last_sequence == log.last_sequence
+        log.close()
+        told = cux("standby", "status", *at)
+        assert told.returncode == 1
+        assert told.stderr == f"cux: no follower stands by at {exchange.folder.path}\n"

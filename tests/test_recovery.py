@@ -11,7 +11,7 @@ from exchange.clock import SimulatedClock
 from exchange.engine import EMPTY_STATE, Engine
 from exchange.folder import Settings
 from exchange.log import FileLog, LogError
-from exchange.migrations import STATE_FORMAT
+from exchange.migrations import STATE_FORMAT, Encoded
 from exchange.recovery import Recovered, reapply, recover, snapshot_of, start_from
 from exchange.sequencer import Sequencer
 from exchange.snapshot import Snapshot, Snapshots
@@ -115,17 +115,22 @@ def test_a_log_that_ends_before_a_snapshot_is_refused(folder: Folder, tmp_path: 
 
 
 def older(recovered: Recovered) -> Snapshot:
-    """The snapshot as a release with an older form would have made it: the venue stood last."""
+    """The snapshot as a release with an older form would have made it.
+
+    The venue stood last in its state, and a word before its era.
+    """
     made = snapshot_of(recovered)
     fields = msgspec.msgpack.decode(made.state)
     state = msgspec.msgpack.encode([*fields[1:], fields[0]])
-    return made._replace(state_format=STATE_FORMAT - 1, state=state, state_hash=b"o" * 32)
+    return made._replace(
+        state_format=STATE_FORMAT - 1, state=state, state_hash=b"o" * 32, era=b"old " + made.era
+    )
 
 
-def from_older(state: bytes) -> bytes:
+def from_older(old: Encoded) -> Encoded:
     """The step from that form to today's."""
-    fields = msgspec.msgpack.decode(state)
-    return msgspec.msgpack.encode([fields[-1], *fields[:-1]])
+    fields = msgspec.msgpack.decode(old.state)
+    return Encoded(old.era.removeprefix(b"old "), msgspec.msgpack.encode([fields[-1], *fields[:-1]]))
 
 
 def by_another_release(era: OpenEra | None) -> OpenEra:
@@ -165,6 +170,8 @@ def test_a_snapshot_of_a_form_that_nothing_leads_from_is_not_used(folder: Folder
 def test_a_state_that_is_none_of_its_form_is_refused() -> None:
     with pytest.raises(LogError, match="the snapshot of record 3 holds no state"):
         start_from([snapshot_of(at(3))._replace(state=b"\x90")], 3)
+    with pytest.raises(LogError, match="the snapshot of record 3 holds no state"):
+        start_from([snapshot_of(at(3))._replace(era=b"old")], 3)
 
 
 def test_another_release_that_gives_the_same_events_opens_an_era_with_the_same_state_twice(

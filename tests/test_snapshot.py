@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from exchange import migrations
 from exchange.engine import Engine, restored
-from exchange.migrations import STATE_FORMAT, can_migrate, migrated
+from exchange.migrations import STATE_FORMAT, Encoded, can_migrate, migrated
 from exchange.snapshot import (
     Snapshot,
     SnapshotError,
@@ -23,6 +23,7 @@ from exchange.snapshot import (
     encode_snapshot,
 )
 from exchange.state_form import State, decode_state, encode_state
+from schemas.codec import encode
 from schemas.commands import AnyCommand
 from schemas.records import Decoded
 from schemas.venue import Venue
@@ -162,7 +163,7 @@ def snapshot(sequence: int, orders: int = 2) -> Snapshot:
     for number in range(orders):
         market.play(f"bid 1 @ {90 + number}")
     state = market.engine.encoded_state()
-    return Snapshot(sequence, STATE_FORMAT, hashlib.sha256(state).digest(), open_era(), state)
+    return Snapshot(sequence, STATE_FORMAT, hashlib.sha256(state).digest(), encode(open_era()), state)
 
 
 def refuse(words: str) -> None:
@@ -254,13 +255,13 @@ def test_what_was_written_survives_a_kill_while_the_next_is_written(tmp_path: Pa
 
 def test_an_older_form_becomes_the_next_one_step_by_step(monkeypatch: pytest.MonkeyPatch) -> None:
     oldest, older = STATE_FORMAT - 2, STATE_FORMAT - 1
-    monkeypatch.setitem(migrations.STEPS, older, lambda state: state + b"b")
+    monkeypatch.setitem(migrations.STEPS, older, lambda old: old._replace(state=old.state + b"b"))
     assert not can_migrate(oldest)
-    monkeypatch.setitem(migrations.STEPS, oldest, lambda state: state + b"a")
+    monkeypatch.setitem(migrations.STEPS, oldest, lambda old: Encoded(old.era + b"a", old.state + b"a"))
     assert can_migrate(oldest)
-    assert migrated(b"-", oldest) == b"-ab"
-    assert migrated(b"-", older) == b"-b"
-    assert migrated(b"-", STATE_FORMAT) == b"-"
+    assert migrated(Encoded(b"era", b"-"), oldest) == (b"eraa", b"-ab")
+    assert migrated(Encoded(b"era", b"-"), older) == (b"era", b"-b")
+    assert migrated(Encoded(b"era", b"-"), STATE_FORMAT) == (b"era", b"-")
     assert not can_migrate(STATE_FORMAT + 1)
 
 
