@@ -3,7 +3,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test check build fuzz crash lives mutants bench-gateway bench-engine bench-auction lock clean
+.PHONY: run test check build fuzz crash lives mutants bench-gateway bench-engine bench-auction bench-log lock clean
 
 run: build  ## start the exchange with its own Postgres and run the main job
 	$(BIN)/cux demo $(ARGS)
@@ -43,6 +43,9 @@ bench-engine: $(READY)  ## operations a second of the engine, beside other match
 
 bench-auction: build  ## real day-ahead curves through the call auction, and what a call costs to check
 	$(BIN)/python -m benchmarks.auction
+
+bench-log: $(READY)  ## durable commands a second, their delay, recovery, beside a bare loop and Postgres
+	$(BIN)/python -m benchmarks.log $(ARGS)
 
 lock: $(READY)  ## pin every dependency by version and hash
 	$(BIN)/pip install -q uv
