@@ -24,7 +24,7 @@ from schemas.records import Record
 POLL_SECONDS = 0.02
 SLICE_RECORDS = 500
 """After so many records the follower looks whether it is asked something."""
-SNAPSHOT_RECORDS = 200_000
+SNAPSHOT_RECORDS = 100_000
 SNAPSHOT_SECONDS = 600.0
 TAKE_OVER_SECONDS = 3.0
 """How long a follower that starts waits for one that has just been promoted to stand aside."""
