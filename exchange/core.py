@@ -65,7 +65,7 @@ BACKLOG_MAX_BYTES = 256 * 1024 * 1024
 SWITCH_SECONDS = 0.0005
 """The engine lets the writer have the interpreter after so long: a sync that is done must soon be told."""
 
-OWN_COMMANDS = (OpenEra, Tick, RetryBlock, ListStandingOffer, EndCall, ProposeClearing)
+OWN_COMMANDS = frozenset({OpenEra, Tick, RetryBlock, ListStandingOffer, EndCall, ProposeClearing})
 """What the core alone submits."""
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -251,7 +251,7 @@ class Core:
         try:
             taken = self.sequencer.take([request.command for request in requests])
         except CommandFailedError as error:
-            if isinstance(error.command, OWN_COMMANDS):
+            if type(error.command) in OWN_COMMANDS:
                 raise
             path = self._quarantine.add(error.command, error)
             raise QuarantinedError(f"{error}; it is refused from now on: {path}") from error
@@ -385,13 +385,16 @@ class Core:
                 raise CoreLostError("a frame that only the core sends")
 
     def _submitted(self, request: Request) -> None:
-        client, correlation, command = request
-        if isinstance(command, OWN_COMMANDS):
-            client.send(Done(correlation, f"{command.__struct_config__.tag} is given by the core alone"))
+        command = request.command
+        refusal = ""
+        if type(command) in OWN_COMMANDS:
+            refusal = f"{command.__struct_config__.tag} is given by the core alone"
         elif self._quarantine.holds(command):
-            client.send(Done(correlation, "the exchange failed at this very command before and refuses it"))
+            refusal = "the exchange failed at this very command before and refuses it"
+        if refusal:
+            request.client.send(Done(request.correlation, refusal))
         elif busy := "the exchange is stopping" if self._stopping else self._desk.put(request):
-            client.send(Busy(correlation, busy))
+            request.client.send(Busy(request.correlation, busy))
         else:
             self._wake.set()
 

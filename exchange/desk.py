@@ -5,8 +5,10 @@ an account nothing overtakes, else a cancel of all that was just entered would l
 """
 
 from collections import deque
-from enum import Enum
-from typing import Any, NamedTuple, get_args
+from enum import IntEnum
+from typing import Any, get_args
+
+from msgspec import Struct
 
 from schemas.commands import (
     AnyCommand,
@@ -25,12 +27,15 @@ LOW_DISK_BYTES = 64 * 1024 * 1024
 """What due work and cancels may fill of the disk, when nothing else is taken any more."""
 
 
-class Kind(Enum):
+class Kind(IntEnum):
     """Whose room a command takes up. All but the ordinary go in the first lane."""
 
-    ORDINARY = "commands"
-    CANCEL = "cancels"
-    OPERATOR = "operators' commands"
+    ORDINARY = 0
+    CANCEL = 1
+    OPERATOR = 2
+
+
+_WORDS = ("commands", "cancels", "operators' commands")
 
 
 def _kind(command: type) -> Kind:
@@ -43,7 +48,7 @@ def _kind(command: type) -> Kind:
 _KINDS: dict[type, Kind] = {command: _kind(command) for command in get_args(AnyCommand)}
 
 
-class Request(NamedTuple):
+class Request(Struct, frozen=True):
     """A command that waits; who asked for it, and by which number, is the caller's business."""
 
     client: Any
@@ -65,8 +70,9 @@ class Desk:
         """Why nothing but cancels is taken, empty while everything is."""
         self._low_disk_bytes = low_disk_bytes
         self._disk_is_low = False
-        self._max = {Kind.ORDINARY: ordinary_max, Kind.CANCEL: cancels_max, Kind.OPERATOR: operators_max}
-        self._waiting = dict.fromkeys(Kind, 0)
+        # By kind.
+        self._max = [ordinary_max, cancels_max, operators_max]
+        self._waiting = [0] * len(Kind)
         self._first: deque[Request] = deque()
         self._ordinary: deque[Request] = deque()
         # Ordinary commands are numbered from 0 as they come; so many have gone.
@@ -102,7 +108,7 @@ class Desk:
         if self.cancels_only and kind is not Kind.CANCEL and not isinstance(command, CorrectClock):
             return f"only cancels are taken: {self.cancels_only}"
         if self._waiting[kind] >= self._max[kind]:
-            return f"the exchange is busy: {self._waiting[kind]} {kind.value} wait"
+            return f"the exchange is busy: {self._waiting[kind]} {_WORDS[kind]} wait"
         return ""
 
     def put(self, request: Request) -> str:

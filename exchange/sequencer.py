@@ -20,6 +20,9 @@ CHORES_MAX = 100
 """How many of the engine's chores one batch does; the next does what is left, members' commands between."""
 
 
+SALTS_AT_ONCE = 256
+
+
 class CommandFailedError(Exception):
     """Applying a command raised: the fault is ours, and the engine is not to be used any more."""
 
@@ -38,7 +41,7 @@ class Taken(NamedTuple):
 class Sequencer:
     """Owns the engine; its records are the log's next.
 
-    What the engine cannot draw is drawn here: salts by `draw_salt(bytes)`, ends of calls by
+    What the engine cannot draw is drawn here: salts, many at once, by `draw_salt(bytes)`, ends of calls by
     `draw_below(bound)`, an integer from 0 to below the bound.
     """
 
@@ -55,6 +58,9 @@ class Sequencer:
         self._next = recovered.sequence + 1
         self._clock = clock
         self._draw_salt = draw_salt
+        # Drawn for many records at once: to ask the system for each would cost as much as to encode it.
+        self._salts = b""
+        self._salts_used = 0
         self._draw_below = draw_below
         # When each call is to end, by class, hour and start.
         self._call_ends: dict[tuple[str, int, int], int] = {}
@@ -155,6 +161,14 @@ class Sequencer:
             raise CommandFailedError(command) from error
         if isinstance(command, CorrectClock) and isinstance(events[0], ClockCorrected):
             self._clock.correct()
-        record = Record(self._next, time_ns, self._draw_salt(SALT_BYTES), *encoded)
+        record = Record(self._next, time_ns, self._salt(), *encoded)
         self._next += 1
         return record
+
+    def _salt(self) -> bytes:
+        start = self._salts_used
+        if start == len(self._salts):
+            self._salts = self._draw_salt(SALTS_AT_ONCE * SALT_BYTES)
+            start = 0
+        self._salts_used = start + SALT_BYTES
+        return self._salts[start : start + SALT_BYTES]
