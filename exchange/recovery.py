@@ -138,10 +138,11 @@ def snapshot_of(recovered: Recovered) -> Snapshot:
 
 
 def keep_snapshot(snapshots: Snapshots, recovered: Recovered) -> None:
-    """Make a snapshot, unless there is one of this record or of a later one, or no era runs yet.
+    """Make a snapshot, unless there is a whole one of this record or of a later one, or no era runs yet.
 
     Raises:
         OSError: it could not be written.
     """
-    if recovered.era is not None and recovered.sequence > snapshots.last_sequence:
+    newest = next(snapshots.whole(lambda _: None), None)
+    if recovered.era is not None and (newest is None or newest.sequence < recovered.sequence):
         snapshots.write(snapshot_of(recovered))

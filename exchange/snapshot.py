@@ -106,7 +106,7 @@ class Snapshots:
                 tell(f"{path} is passed over: {error}")
 
     def write(self, snapshot: Snapshot) -> None:
-        """Keep a snapshot for good, unless there is one of the same record, and delete old ones.
+        """Keep a snapshot for good, in the place of one of the same record, and delete old ones.
 
         Raises:
             OSError: it could not be written; those that are there stay.
@@ -117,8 +117,6 @@ class Snapshots:
         try:
             # One at a time: the leader's last and the follower's may come at the same moment.
             fcntl.flock(folder, fcntl.LOCK_EX)
-            if path.exists():
-                return
             beside = self._folder / "new"
             with os.fdopen(os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
                 file.write(encode_snapshot(snapshot))

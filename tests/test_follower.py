@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import signal
 import subprocess
 import sys
@@ -12,12 +13,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from exchange.core import _stand_by
 from exchange.folder import DataFolder, FolderError
-from exchange.follower import Follower, StandbyError, Standing, ask_standby, end_process
+from exchange.follower import Follower, Promoted, StandbyError, Standing, ask_standby, end_process
 from exchange.link import BusyError, CoreLink, CoreLostError
 from exchange.lock import Holder, holder_of, process
 from exchange.log import FileLog, LogError, read_records
-from exchange.recovery import recover
+from exchange.recovery import recover, snapshot_of
 from exchange.snapshot import Snapshots
 from schemas.commands import EnterOrder
 from schemas.events import OrderAccepted, OrderRepeated, Rejected
@@ -486,11 +488,55 @@ async def test_a_core_that_is_started_again_at_once_leads_or_follows_but_never_b
 
 async def test_the_leaders_last_state_is_kept_when_it_stops(pair: Pair) -> None:
     assert pair.nodes[0].end() == (0, "")
-    log = FileLog(pair.folder.log)
-    (snapshot,) = Snapshots(pair.folder.snapshots).whole(refuse)
+    check_last_state(pair.folder)
+
+
+def check_last_state(folder: DataFolder) -> None:
+    log = FileLog(folder.log)
+    (snapshot,) = Snapshots(folder.snapshots).whole(refuse)
     assert snapshot.sequence == log.last_sequence
     assert snapshot.state_hash == recover(log).engine.state_hash()
     log.close()
+
+
+async def test_a_core_whose_log_ends_before_a_snapshot_says_so_and_does_not_start(folder: DataFolder) -> None:
+    log = FileLog(folder.log)
+    log.append(DAY[:50])
+    Snapshots(folder.snapshots).write(snapshot_of(recover(log)))
+    log.close()
+    for segment in folder.log.glob("*.log"):
+        segment.unlink()
+    node = Node(folder)
+    said = node.process.communicate(timeout=30)[1]
+    assert node.process.returncode == 1
+    assert said.startswith("core: the log ends with record 0, but record 50 was seen")
+
+
+async def test_a_core_passes_a_damaged_snapshot_over_with_a_word(pair: Pair) -> None:
+    pair.nodes[0].end()
+    (path,) = pair.folder.snapshots.iterdir()
+    path.write_bytes(path.read_bytes()[:-1])
+    again = Node(pair.folder)
+    pair.nodes.append(again)
+    await until(pair.is_led)
+    assert again.end() == (0, f"core: {path} is passed over: it is damaged: its state has another hash\n")
+    # The last word of the leader is whole again.
+    check_last_state(pair.folder)
+
+
+async def test_a_standby_that_is_promoted_while_it_is_told_to_stop_does_not_lead(
+    folder: DataFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = FileLog(folder.log)
+
+    async def run(_: Follower, stop: asyncio.Event) -> Promoted:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await stop.wait()
+        return Promoted(log, recover(log))
+
+    monkeypatch.setattr(Follower, "run", run)
+    assert await _stand_by(folder) is None
+    FileLog(folder.log).close()
 
 
 # -- the whole exchange ----------------------------------------------------------------------------------

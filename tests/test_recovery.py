@@ -12,7 +12,7 @@ from exchange.engine import EMPTY_STATE, Engine
 from exchange.folder import Settings
 from exchange.log import FileLog, LogError
 from exchange.migrations import STATE_FORMAT, Encoded
-from exchange.recovery import Recovered, reapply, recover, snapshot_of, start_from
+from exchange.recovery import Recovered, keep_snapshot, reapply, recover, snapshot_of, start_from
 from exchange.sequencer import Sequencer
 from exchange.snapshot import Snapshot, Snapshots
 from schemas.commands import OpenEra
@@ -109,6 +109,20 @@ def test_a_log_that_ends_before_a_snapshot_is_refused(folder: Folder, tmp_path: 
     log.close()
     with pytest.raises(LogError, match="record 100 was seen"):
         FileLog(tmp_path / "short", not_below=folder.snapshots.last_sequence)
+
+
+def test_a_snapshot_is_not_made_again_where_a_whole_one_is(folder: Folder, tmp_path: Path) -> None:
+    keep_snapshot(folder.snapshots, Recovered(Engine(), None, 0))
+    assert folder.snapshots.last_sequence == 0
+    keep_snapshot(folder.snapshots, at(90))
+    (path,) = (tmp_path / "snapshots").iterdir()
+    before = path.stat()
+    for sequence in (90, 50):
+        keep_snapshot(folder.snapshots, at(sequence))
+        assert [path.stat() for path in (tmp_path / "snapshots").iterdir()] == [before]
+    path.write_bytes(path.read_bytes()[:-1])
+    keep_snapshot(folder.snapshots, at(90))
+    assert [found.sequence for found in folder.snapshots.whole(refuse)] == [90]
 
 
 # -- another release -------------------------------------------------------------------------------------

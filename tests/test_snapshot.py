@@ -213,15 +213,6 @@ def test_a_damaged_snapshot_is_passed_over_with_a_word(tmp_path: Path) -> None:
     assert words == [f"{newest} is passed over: it is damaged: its state has another hash"]
 
 
-def test_a_snapshot_that_is_there_is_not_written_again(tmp_path: Path) -> None:
-    snapshots = Snapshots(tmp_path)
-    snapshots.write(snapshot(1))
-    (path,) = tmp_path.iterdir()
-    before = path.stat()
-    snapshots.write(snapshot(1))
-    assert path.stat() == before
-
-
 WRITE = """
 import sys, itertools, pathlib
 from exchange.snapshot import Snapshots
