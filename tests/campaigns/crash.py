@@ -4,7 +4,8 @@
     make crash SEED=7 BUDGET=40      # the kills of one seed
 
 One exchange after the other, each on a folder of its own, takes up to 40 kills: of the core for the most
-part, also while it recovers, of the gateway, the back, the database, the supervisor, and of all at once.
+part, also while it recovers or because its follower is promoted, of the gateway, the follower, the back, the
+database, the supervisor, and of all at once. Now and then it is stopped in order and started again.
 Members enter and cancel meanwhile, and repeat what they do not know under the same client order id. After
 each restart:
 
@@ -14,8 +15,8 @@ each restart:
 - the ledger catches up with the log and holds the engine's funds, orders and fills.
 
 At the end of each exchange every order has its answer, and a full replay has the same state hash as the one
-that was kept up from kill to kill. The seed draws kills and orders; which instruction a kill meets is chance,
-so a second run of a seed is like the first, not the same.
+that was kept up from kill to kill, and as the snapshot of every stop. The seed draws kills and orders; which
+instruction a kill meets is chance, so a second run of a seed is like the first, not the same.
 """
 
 import argparse
@@ -37,7 +38,9 @@ import msgspec
 
 from exchange.engine import Engine
 from exchange.folder import DataFolder
+from exchange.follower import StandbyError, ask_standby
 from exchange.log import LogReader
+from exchange.snapshot import Snapshots
 from gateway.client import Client, LostError, RefusedError
 from schemas.commands import EnterOrder
 from schemas.events import OrderAccepted, OrderEnded, trades_of
@@ -65,8 +68,19 @@ KILLS_A_LIFE = 40
 START_SECONDS = 60.0
 CATCH_UP_SECONDS = 60.0
 HOURS = 20
-VICTIMS = {"core": 10, "gateway": 3, "back": 2, "postgres": 2, "supervisor": 2, "all": 1}
-"""What is killed, and how often beside the others."""
+BLOWS = {
+    "core": 10,
+    "promote": 3,
+    "gateway": 3,
+    "follower": 2,
+    "back": 2,
+    "postgres": 2,
+    "supervisor": 2,
+    "all": 1,
+    "stop": 1,
+}
+"""What happens, and how often beside the others: a process is killed; the follower is promoted and kills the
+core; the exchange is stopped in order."""
 AGAIN = 0.25
 """How often a kill of the core is followed by one while it recovers."""
 
@@ -139,7 +153,9 @@ class Supervised(Exchange):
             r"^.*(Traceback|LogError|AssertionError|is damaged|did not start).*$", words, re.MULTILINE
         ):
             raise BrokenError(f"a process failed by itself: {found[0]}; all it said:\n{words[-4000:]}")
-        for name, code in re.findall(r"^(core|back|gateway) ended with code (-?\d+)", words, re.MULTILINE):
+        for name, code in re.findall(
+            r"^(core|back|gateway|follower) ended with code (-?\d+)", words, re.MULTILINE
+        ):
             if int(code) != -signal.SIGKILL:
                 raise BrokenError(
                     f"{name} ended with code {code} and was not killed; all it said:\n{words[-4000:]}"
@@ -370,10 +386,28 @@ class Life:
                 raise BrokenError("members wait for answers though nothing is killed any more")
         await self._catch_up()
         self._refuse_another_state_hash()
-        if (code := exchange.stop()) != 0:
+        await self._stop()
+
+    async def _stop(self) -> None:
+        """End the exchange in order.
+
+        Raises:
+            BrokenError: it fails, or its last snapshot is not the state of a full replay.
+        """
+        code = await asyncio.to_thread(self.exchange.stop)
+        if code != 0:
             raise BrokenError(f"cux serve ended with code {code} when it was told to stop")
-        exchange.refuse_bad_words()
-        self._refuse_another_state_hash()
+        self.exchange.refuse_bad_words()
+        whole = Replayed(self.exchange.folder.log)
+        whole.apply_to(whole.durable)
+        found = next(iter(Snapshots(self.exchange.folder.snapshots).whole(self._refuse_snapshot)), None)
+        if found is None or found.sequence != whole.position:
+            raise BrokenError(f"the exchange stopped at record {whole.position} without a snapshot of it")
+        if found.state_hash != whole.engine.state_hash():
+            raise BrokenError(f"the snapshot of record {found.sequence} is not the state of a full replay")
+
+    def _refuse_snapshot(self, words: str) -> None:
+        raise BrokenError(f"a snapshot cannot be used: {words}")
 
     async def _new_member(self, sells: bool) -> Member:
         who = await self.exchange.register("100000000")
@@ -382,11 +416,17 @@ class Life:
 
     async def _one_kill(self, number: int, kills: int) -> None:
         delay = self._draw.uniform(0.02, 0.6)
-        victim = self._draw.choices(list(VICTIMS), list(VICTIMS.values()))[0]
+        victim = self._draw.choices(list(BLOWS), list(BLOWS.values()))[0]
         again = self._draw.uniform(0, 0.6) if victim == "core" and self._draw.random() < AGAIN else None
         await asyncio.sleep(delay)
         began = time.monotonic()
-        self.exchange.kill(victim)
+        if victim == "promote":
+            with contextlib.suppress(StandbyError):
+                await ask_standby(self.exchange.folder, "promote")
+        elif victim == "stop":
+            await self._stop()
+        else:
+            self.exchange.kill(victim)
         self.killed[victim] += 1
         if again is not None:
             await asyncio.sleep(again)

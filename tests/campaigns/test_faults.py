@@ -4,6 +4,7 @@ import asyncio
 import errno
 import os
 import shutil
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from exchange.folder import DataFolder
 from exchange.link import CoreLink
 from schemas.events import OrderAccepted, OrderRepeated
 from schemas.records import Decoded
-from tests.campaigns.cores import CoreProcess, bids, logged, make_folder, open_market
+from tests.campaigns.cores import CORE, CoreProcess, bids, logged, make_folder, open_market
 from tests.campaigns.trace import Call, calls, command, judge
 from tests.market import bid
 
@@ -127,3 +128,30 @@ async def test_writes_that_are_cut_short_are_finished(tmp_path: Path) -> None:
     assert verdict.records >= 300
     assert verdict.unsynced == []
     await refuse_loss(folder, told)
+
+
+async def test_a_disk_that_is_full_ends_the_core_and_with_more_room_all_it_told_is_there(
+    tmp_path: Path,
+) -> None:
+    if os.getuid() != 0:
+        pytest.skip("mounting a small disk needs root")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", disk], check=True)
+    try:
+        folder, trace = make_folder(disk), tmp_path / "trace"
+        # With a bound for a low disk it would never come so far.
+        with CoreProcess(folder, [*command(trace), *CORE, "--low-disk-bytes", "0"]) as core:
+            links = [await core.link() for _ in range(3)]
+            await open_market(links[0])
+            told = await asyncio.wait_for(load(links, 20_000), 30)
+            code, said = await core.ended()
+        assert len(told) > 100
+        assert code == 1
+        assert said.startswith("core: stopped, nothing after the last answer was told: ")
+        assert "No space left on device" in said
+        assert judge(list(calls(trace.read_text().splitlines()))).unsynced == []
+        subprocess.run(["mount", "-o", "remount,size=256m", disk], check=True)
+        await refuse_loss(folder, told)
+    finally:
+        subprocess.run(["umount", "-l", disk], check=True)
