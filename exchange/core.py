@@ -5,7 +5,7 @@ import asyncio
 import gc
 import signal
 import sys
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -276,12 +276,13 @@ class Core:
     def _durable(self, sequence: int) -> None:
         """Tell what is durable now: only now may anyone hear of it."""
         records: list[Record] = []
-        answers: dict[_Client, list[tuple[int, int]]] = {}
+        answers: dict[_Client, list[tuple[int, int]]] = defaultdict(list)
         while self._unsynced and self._unsynced[0].taken.records[-1].sequence <= sequence:
             taken, requests = self._unsynced.popleft()
+            base = len(records)
             for place, request in zip(taken.answers, requests, strict=True):
                 if request.client is not None:
-                    answers.setdefault(request.client, []).append((len(records) + place, request.correlation))
+                    answers[request.client].append((base + place, request.correlation))
             records += taken.records
         self._released = sequence
         self._wake.set()
@@ -375,8 +376,8 @@ class Core:
             CoreLostError: it is one that only the core sends.
         """
         match frame:
-            case Submit(correlation, command):
-                self._submitted(Request(client, correlation, command))
+            case Submit():
+                self._submitted(Request(client, frame.correlation, frame.command))
             case AskClock(correlation):
                 client.send(Clock(correlation, self.clock.now_ns(), self.clock.speed))
             case SetClock(correlation, time_ns, speed):

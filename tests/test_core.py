@@ -17,10 +17,12 @@ from exchange.engine import Engine
 from exchange.folder import DataFolder, Settings
 from exchange.link import BusyError, CoreLink, CoreLostError
 from exchange.log import FileLog, LogError, read_records
+from gateway.session import CallError, Exchange
+from gateway.state import State
 from schemas.codec import encode
 from schemas.commands import CancelOrder, CorrectClock, HaltContract, OpenEra, Tick
 from schemas.events import ClockCorrected, ContractClosed, OrderAccepted, OrderEnded, OrderRepeated, Rejected
-from schemas.reasons import RejectReason
+from schemas.reasons import DoorError, RejectReason
 from schemas.records import Decoded, decoded
 from tests.market import AUTHORITY, BUYER, FIRST_HOUR, OPERATOR_KEY, START_NS, ask, bid, opening
 from tests.small_venue import SMALL_VENUE
@@ -385,6 +387,21 @@ async def test_when_the_clock_jumps_only_cancels_are_taken_until_an_operator_cor
         # It stands until the machine's clock has caught up.
         assert after.time_ns == corrected.time_ns
     await link.close()
+    assert core.kill(signal.SIGTERM) == 0
+
+
+async def test_a_member_is_told_why_nothing_was_taken(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    core = CoreProcess(folder, "--low-disk-bytes", str(2**62))
+    door = Exchange(State())
+    door.link = await core.link()
+    with pytest.raises(CallError) as told:
+        await door.submit(bid(1, 1, 100))
+    assert told.value.error.code == DoorError.BUSY
+    assert re.match("nothing was taken, try again: only cancels are taken: the disk", str(told.value))
+    with pytest.raises(CallError, match="tick is given by the core alone"):
+        await door.submit(Tick())
+    await door.link.close()
     assert core.kill(signal.SIGTERM) == 0
 
 
