@@ -1,6 +1,6 @@
 """Forms of the state: the number of today's, and what leads from each older one to it.
 
-The form is that of `exchange/state_form.py` and of what it holds of the words: catalogue, certificates, and
+The form is that of `schemas/state.py` and of what it holds of the words: catalogue, certificates, and
 the command that opened the era. Whoever changes it gives it a new number and adds the step that leads there.
 """
 

@@ -9,7 +9,8 @@ from exchange.market import DUE_GATE, VENUE, Market
 from exchange.order import Account, Fill, Group, Order
 from exchange.registry import Registry
 from exchange.slots import EnterOrder, Traded, requirement_of
-from exchange.state_form import (
+from schemas.commands import Requirement
+from schemas.state import (
     AccountState,
     BookState,
     FillState,
@@ -23,7 +24,6 @@ from exchange.state_form import (
     decode_state,
     encode_state,
 )
-from schemas.commands import Requirement
 from schemas.venue import Venue
 
 # -- the state, told -------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ _encoder = msgspec.msgpack.Encoder(order="deterministic")
 _command_decoder: msgspec.msgpack.Decoder[AnyCommand] = msgspec.msgpack.Decoder(AnyCommand)
 _event_decoder: msgspec.msgpack.Decoder[AnyEvent] = msgspec.msgpack.Decoder(AnyEvent)
 
-_FORMS = ("codec", "commands", "events", "reasons", "records", "venue")
+_FORMS = ("codec", "commands", "events", "reasons", "records", "state", "venue")
 CODEC_DIGEST = hashlib.sha256(
     b"".join((Path(__file__).parent / f"{name}.py").read_bytes() for name in _FORMS)
 ).digest()

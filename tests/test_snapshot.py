@@ -22,10 +22,10 @@ from exchange.snapshot import (
     decode_snapshot,
     encode_snapshot,
 )
-from exchange.state_form import State, decode_state, encode_state
 from schemas.codec import encode
 from schemas.commands import AnyCommand
 from schemas.records import Decoded
+from schemas.state import State, decode_state, encode_state
 from schemas.venue import Venue
 from tests.golden import SettledFlow
 from tests.market import Market, open_era
