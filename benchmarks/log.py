@@ -165,7 +165,8 @@ def open_loop(link: Link, frames: Sequence[bytes], first: int, rate: int) -> lis
     that the core was too slow for the rate.
     """
     began = time.perf_counter() + 0.05
-    sent, delays, is_busy = 0, [], False
+    delays: list[float] = []
+    sent, is_busy = 0, False
     while len(delays) < len(frames):
         now = time.perf_counter()
         due = min(len(frames), int((now - began) * rate) + 1) if now >= began else 0
