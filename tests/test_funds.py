@@ -36,6 +36,7 @@ from schemas.events import (
     BlockRetried,
     BlockTraded,
     CallCleared,
+    ClockCorrected,
     ContractClosed,
     Deposited,
     EndReason,
@@ -154,6 +155,7 @@ MOVES: dict[type[AnyEvent], tuple[AnyEvent, dict[tuple[int, Purse], int]]] = {
         (SiteDerated(1), {}),
         (OrderEnded(1, 3, 1, 9, EndReason.GATE), {(3, Purse.CASH): 9, (3, Purse.RESERVED): -9}),
         (ContractClosed("T4", 1), {}),
+        (ClockCorrected(), {}),
         (ReadingsReceived(1), {}),
         (SettlementRunStarted(1), {}),
         (
