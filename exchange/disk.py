@@ -27,7 +27,7 @@ class Disk(Protocol):
         """Make durable what was appended to the segment."""
 
     def truncate(self, segment: int, size: int) -> None:
-        """Cut the segment to `size` bytes, which are durable when this returns."""
+        """Cut the segment to `size` bytes; they are durable then, also where a sync of them had failed."""
 
     def free_bytes(self) -> int:
         """Return how much more can be appended."""
@@ -81,9 +81,19 @@ class FolderDisk:
 
     def truncate(self, segment: int, size: int) -> None:
         """Cut the segment to `size` bytes, which are durable when this returns."""
-        file = self._open(segment)
-        os.ftruncate(file, size)
-        os.fsync(file)
+        kept = memoryview(self.read(segment))[:size]
+        # Not the file that appends: that one writes at its end, whatever place is named.
+        file = os.open(self._path(segment), os.O_WRONLY)
+        try:
+            os.ftruncate(file, size)
+            # After a sync that failed, what is read may be in memory alone and counts as written: a sync
+            # would pass over it. The same bytes once more at the same place harm nothing at any moment.
+            at = 0
+            while at < size:
+                at += os.pwrite(file, kept[at:], at)
+            os.fsync(file)
+        finally:
+            os.close(file)
 
     def free_bytes(self) -> int:
         """Return what the file system has left for this user."""

@@ -18,7 +18,6 @@ def bytes_written() -> int:
     return int(found[1])
 
 
-@pytest.mark.xfail(strict=True, reason="FolderDisk.truncate syncs what it keeps, but does not write it anew")
 def test_what_a_cut_keeps_is_written_anew_before_it_is_synced(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
