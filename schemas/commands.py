@@ -12,7 +12,7 @@ from msgspec import Meta, Struct
 
 from schemas.venue import Venue
 
-Code = Annotated[str, Meta(min_length=1, max_length=40, pattern="^[ -~]+$")]
+Code = Annotated[str, Meta(min_length=1, max_length=40, pattern=r"^[ -~]+$(?!\n)")]
 """A code of the venue catalogue (class, zone, tier) or a client's order id: printable ASCII."""
 
 Int64 = Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)]

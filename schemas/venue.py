@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, Struct
 
 Name = Annotated[str, Meta(min_length=1, max_length=120)]
-VenueCode = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9.'-]{0,39}$")]
+VenueCode = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9.'-]{0,39}$(?!\n)")]
 Positive = Annotated[int, Meta(ge=1, le=2**53)]
 Natural = Annotated[int, Meta(ge=0, le=2**53)]
 
@@ -30,7 +30,7 @@ class Source(Entry, frozen=True, kw_only=True):
 class Currency(Entry, frozen=True, kw_only=True):
     """The venue's money; a price tick is `tick_micros` millionths of it per GPU-hour."""
 
-    code: Annotated[str, Meta(pattern="^[A-Z]{3}$")]
+    code: Annotated[str, Meta(pattern=r"^[A-Z]{3}$(?!\n)")]
     tick_micros: Positive = 10_000
 
 

@@ -14,7 +14,7 @@ from schemas.commands import AnyCommand, OrderType, Requirement, Scope, SelfTrad
 TimeNs = Annotated[int, Meta(ge=0, le=2**63 - 1)]
 Decimal = Annotated[str, Meta(pattern=r"^[0-9]{1,18}(\.[0-9]{1,6})?$(?!\n)")]  # $ allows a line end after it
 Id = Annotated[int, Meta(ge=0, le=2**63 - 1)]
-Text = Annotated[str, Meta(min_length=1, max_length=40, pattern="^[ -~]+$")]
+Text = Annotated[str, Meta(min_length=1, max_length=40, pattern=r"^[ -~]+$(?!\n)")]
 Base64 = Annotated[str, Meta(min_length=1, max_length=200)]
 Hours = Annotated[int, Meta(ge=1, le=744)]
 Curve = Annotated[tuple[Decimal, ...], Meta(max_length=168)]

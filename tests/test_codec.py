@@ -29,7 +29,8 @@ def values(of: inspect.Type) -> st.SearchStrategy[Any]:
             least = -(2**63) if of.ge is None else of.ge
             return st.integers(least, 2**63 - 1 if of.le is None else of.le)
         case inspect.StrType(pattern=str(pattern)):
-            return st.from_regex(pattern, fullmatch=True)
+            most = of.max_length or 2**31
+            return st.from_regex(pattern, fullmatch=True).filter(lambda text: len(text) <= most)
         case inspect.StrType():
             # Lone surrogates are no text that UTF-8 can carry.
             letters = st.characters(exclude_categories=["Cs"])
@@ -73,6 +74,16 @@ def test_every_command_comes_back_as_it_was_and_encodes_the_same(
     assert type(read) is cls
     assert read == command
     assert encode(read) == written
+
+
+@pytest.mark.parametrize("code", ["", "a\n", "a\nb", "\x7f", "ä", "a" * 41])
+def test_a_code_is_up_to_forty_printable_letters_of_ascii(code: str) -> None:
+    data = encode(CancelOrder(1, client_order_id="a")).replace(
+        msgspec.msgpack.encode("a"), msgspec.msgpack.encode(code)
+    )
+    assert data != encode(CancelOrder(1, client_order_id="a"))
+    with pytest.raises(msgspec.ValidationError):
+        decode_command(data)
 
 
 @pytest.mark.parametrize("cls", EVENTS, ids=lambda cls: cls.__name__)

@@ -52,7 +52,7 @@ class Delivery(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     trade_id: Number
     site: Number
-    class_code: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9.'-]{0,39}$")] = field(name="class")
+    class_code: Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9.'-]{0,39}$(?!\n)")] = field(name="class")
     delivery_hour: Annotated[int, Meta(ge=0, le=2_000_000)]
     gpu_eighths: Annotated[int, Meta(ge=1, le=2**40)]
     tdp_w: Annotated[int, Meta(ge=1, le=100_000)] | None = None

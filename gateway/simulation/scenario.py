@@ -24,7 +24,7 @@ from schemas.commands import (
 )
 
 SetupCommand = RegisterAccount | RegisterKey | Deposit | CertifySite
-KeySeed = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
+KeySeed = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$(?!\n)")]
 CarbonByHour = Mapping[tuple[str, int], int]
 """Grid intensity in milligrams CO2e per kWh by zone and Unix hour."""
 
