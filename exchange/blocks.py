@@ -244,7 +244,19 @@ def serve_blocks(market: Market, ask: Order, events: Events) -> None:
         return
     site, is_run = ask.site, ask.hours > 1
     assert site is not None
-    for block in _blocks_within(ask, site) if is_run else _blocks_of_hour(market, ask, site):
+    # Its hourly asks fill no block of a price below this.
+    lowest = 0
+    if is_run:
+        blocks = _blocks_within(ask, site)
+    else:
+        place = ask.site_hour
+        assert place is not None
+        waiting = _waiting(ask.book, site, place)
+        if not waiting:
+            return
+        lowest = _lowest_of_asks(site, place, ask.hour, waiting[0].price)
+        blocks = _blocks_of_hour(market, ask, site, waiting, lowest)
+    for block in blocks:
         if ask.leaves_lots == 0:
             break
         if block.leaves_lots == 0:
@@ -253,7 +265,8 @@ def serve_blocks(market: Market, ask: Order, events: Events) -> None:
         # What rests could not trade before: only the kind that has come can make the difference.
         both = block.order_id in market.pending_retries
         most = block.price * block.leaves_lots * block.hours
-        plan = _plan_at(block, site, most, None, both or not is_run, both or is_run)
+        of_asks = block.price >= lowest and (both or not is_run)
+        plan = _plan_at(block, site, most, None, of_asks, both or is_run)
         if plan is not None and all_continuous(market, block):
             trade_block(market, block, plan, events)
 
@@ -280,15 +293,12 @@ def _blocks_within(run: Order, site: Site) -> list[Order]:
     return sorted(found, key=_best_block_first)
 
 
-def _blocks_of_hour(market: Market, ask: Order, site: Site) -> list[Order]:
-    """Return the resting blocks that an hourly ask may serve and that may trade at its site, best first."""
-    place = ask.site_hour
-    assert place is not None
-    waiting = _waiting(ask.book, site, place)
+def _blocks_of_hour(market: Market, ask: Order, site: Site, waiting: list[Order], lowest: int) -> list[Order]:
+    """Return those of the waiting blocks that an hourly ask may serve and that may trade, best first.
+
+    They may by hourly asks from the price `lowest` on, or by runs where their retry is pending.
+    """
     found: list[Order] = []
-    if not waiting:
-        return found
-    lowest = _lowest_of_asks(site, place, ask.hour, waiting[0].price, market.block_max_hours)
     runs, pending = site.best_runs(), market.pending_retries
     lowest_run = runs[0].price if runs and pending else NEVER
     for block in waiting:
@@ -307,15 +317,18 @@ def _waiting(book: Book | None, site: Site, place: SiteHour) -> list[Order]:
         blocks = [] if book is None else [b for b in book.blocks.values() if b.served_by[site.cell]]
         found = sorted(blocks, key=_best_block_first)
         place.waiting = found
+        place.longest = 0
+        for block in found:
+            place.longest = max(place.longest, block.hours)
     while found and found[0].leaves_lots == 0:
         found.pop(0)
     return found
 
 
-def _lowest_of_asks(site: Site, place: SiteHour, around: int, price: int, hours: int) -> int:
+def _lowest_of_asks(site: Site, place: SiteHour, around: int, price: int) -> int:
     """Return a price such that the site's hourly asks fill no block of a lower one in this hour.
 
-    It is NEVER where they fill no block up to `price`: every stretch of at most so many hours costs more.
+    It is NEVER where they fill no block up to `price`: every stretch that a block may want costs more.
     """
     lowest = place.lowest_ask()
     if lowest == 0:
@@ -325,7 +338,7 @@ def _lowest_of_asks(site: Site, place: SiteHour, around: int, price: int, hours:
     for is_later in (False, True):
         here, hour = place, around
         total = least = 0
-        for _ in range(1, hours):
+        for _ in range(1, place.longest):
             beyond = site.later_than(here, hour) if is_later else site.earlier_than(here, hour)
             there = 0 if beyond is None else beyond.lowest_ask()
             if beyond is None or there == 0:
@@ -477,8 +490,9 @@ def _wait_at_sites(block: Order) -> None:
         for hour in range(block.hour, block.hour + block.hours):
             place = site.hours.get(hour)
             waiting = None if place is None else place.waiting
-            if waiting is None:
+            if place is None or waiting is None:
                 continue
+            place.longest = max(place.longest, block.hours)
             first, until = 0, len(waiting)
             while first < until:
                 middle = (first + until) >> 1
@@ -490,12 +504,17 @@ def _wait_at_sites(block: Order) -> None:
 
 
 def _leave_sites(block: Order) -> None:
-    """Let the sites find anew which blocks wait in the hours of one that has moved."""
+    """Let a block that moves wait at no site for now."""
     for site in eligible_sites(block):
         for hour in range(block.hour, block.hour + block.hours):
             place = site.hours.get(hour)
-            if place is not None:
-                place.waiting = None
+            waiting = None if place is None else place.waiting
+            if waiting is None:
+                continue
+            at = 0
+            while waiting[at] is not block:
+                at += 1
+            waiting.pop(at)
 
 
 def enter_run(market: Market, run: Order, events: Events) -> None:
@@ -541,6 +560,7 @@ def replace_block(market: Market, block: Order, lots: int, price: int) -> Events
         market.give_time(block)
         market.count_order(block.account)
         _leave_sites(block)
+        _wait_at_sites(block)
     events: Events = [market.replaced(block, reserved)]
     if plan is not None:
         trade_block(market, block, plan, events)

@@ -325,7 +325,8 @@ class SiteHour:
     The hourly `asks` are counted; once a block was tried in the hour they are `listed` too. That list is
     `by_price`, then time, or None where some may have moved. `waiting` are the resting blocks of the hour
     that the site may serve at its best grade, best first, and some that have ended; None where not known.
-    `earlier` and `later` are the site's hours next to this one, once asked for.
+    None of them has more than `longest` hours. `earlier` and `later` are the site's hours next to this one,
+    once asked for.
     """
 
     __slots__ = (
@@ -335,6 +336,7 @@ class SiteHour:
         "earlier",
         "later",
         "listed",
+        "longest",
         "open_asks",
         "open_runs",
         "sold",
@@ -350,6 +352,7 @@ class SiteHour:
         self.listed: list[Order] | None = None
         self.by_price: list[Order] | None = None
         self.waiting: list[Order] | None = None
+        self.longest = 0
         self.earlier: SiteHour | None = None
         self.later: SiteHour | None = None
 

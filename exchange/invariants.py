@@ -118,6 +118,7 @@ def _check_places(market: Market) -> None:
                 blocks = [] if book is None else [b for b in book.blocks.values() if b.served_by[site.cell]]
                 waiting = [block for block in place.waiting if block.leaves_lots]
                 assert waiting == sorted(blocks, key=lambda o: (-o.price, o.priority))
+                assert all(block.hours <= place.longest for block in waiting)
             if place.by_price is not None:
                 assert place.by_price is place.listed
                 assert place.by_price == sorted(at_site, key=lambda o: (o.price, o.priority))
