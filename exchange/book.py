@@ -534,7 +534,8 @@ class Class:
         self.books: dict[int, Book] = {}
         self.sites: list[Site] = []
         self.recent: Book | None = None
-        self.update(listed, tick_micros)
+        self.reference_ticks: int = listed.reference_price_ticks or 0
+        self.tick_lot_micros: int = tick_micros * listed.lot_eighths // 8
 
     def at(self, hour: int) -> Book | None:
         """Return the book of an hour, None if nothing was entered. The one asked for last is at hand."""
@@ -550,11 +551,6 @@ class Class:
         """Let go of a contract that is closed."""
         del self.books[hour]
         self.recent = None
-
-    def update(self, listed: AcceleratorClass, tick_micros: int) -> None:
-        """Take over the catalogue's figures."""
-        self.reference_ticks: int = listed.reference_price_ticks or 0
-        self.tick_lot_micros: int = tick_micros * listed.lot_eighths // 8
 
 
 class Listing:

@@ -152,10 +152,13 @@ class Engine:
         # Its parts are checked where a catalogue is read; only this would stop the engine.
         if any(trip.a not in zones or trip.b not in zones for trip in command.venue.round_trips):
             return [Rejected(RejectReason.UNKNOWN_ZONE, "venue.round_trips", "zones of the venue")]
-        self.venue = command.venue
+        if self.venue is None:
+            self.venue = command.venue
+            self.market.take_over(command.venue)
+            self.market.pass_time(self.market.time_ns)
+        elif self.venue != command.venue:
+            return [Rejected(RejectReason.VENUE_MISMATCH, "venue", "the catalogue in force")]
         self.registry.operator_keys = command.operator_keys
-        self.market.take_over(command.venue)
-        self.market.pass_time(self.market.time_ns)
         return [EraOpened()]
 
     # -- what the sequencer asks -----------------------------------------------------------------------

@@ -121,15 +121,9 @@ class Market:
         self.orders_per_trade: int = limits.orders_per_trade
         self.opens_by_call: bool = venue.calls.opening
         for index, listed in enumerate(venue.classes):
-            known = self.classes.get(listed.code)
-            if known is None:
-                known = Class(listed, index, venue.currency.tick_micros)
-                self.classes[listed.code] = known
-            known.index = index
-            known.update(listed, venue.currency.tick_micros)
-        self.recent_class = None
-        self.class_list = [self.classes[listed.code] for listed in venue.classes]
-        self.turns_ns = 0
+            known = Class(listed, index, venue.currency.tick_micros)
+            self.classes[listed.code] = known
+            self.class_list.append(known)
 
     # -- time ----------------------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from exchange.migrations import STATE_FORMAT, Encoded, can_migrate, migrated
 from exchange.snapshot import Snapshot, Snapshots
 from schemas.codec import decode_command, decode_event, encode
 from schemas.commands import OpenEra
+from schemas.events import EraOpened
 from schemas.records import Record
 
 
@@ -114,7 +115,9 @@ def reapply(recovered: Recovered, record: Record) -> Recovered:
             ) from None
         if events != known:
             raise LogError(_difference(recovered, record))
-    era = command if isinstance(command, OpenEra) else recovered.era
+    era = recovered.era
+    if isinstance(command, OpenEra) and isinstance(events[0], EraOpened):
+        era = command
     return Recovered(recovered.engine, era, record.sequence)
 
 

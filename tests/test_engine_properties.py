@@ -937,6 +937,7 @@ ELSEWHERE = {
     RejectReason.DUPLICATE_RUN,
     RejectReason.DUPLICATE_POSTING,
     RejectReason.DUPLICATE_COMMAND,
+    RejectReason.VENUE_MISMATCH,
     RejectReason.POSTING_EXCEEDS_FILL,
     RejectReason.POSTINGS_EXCEED_RUN,
     RejectReason.GROUP_FULL,

@@ -333,6 +333,13 @@ ROWS: dict[R, tuple[Row, ...]] = {
         Row(bid(1, 1, 100, requirement=needs(zone="moon")), "requirement.zone", "a zone of the venue"),
         Row(certificate(zone="moon"), "zone", "a zone of the venue"),
     ),
+    R.VENUE_MISMATCH: (
+        Row(
+            open_era(venue=msgspec.structs.replace(SMALL_VENUE, gate_seconds=1)),
+            "venue",
+            "the catalogue in force",
+        ),
+    ),
     R.UNKNOWN_SITE: (
         Row(ask(1, 9, 1, 100), "site", "a certified site"),
         Row(derated(site=9), "site", "a certified site"),
