@@ -65,73 +65,81 @@ class CellSide:
     """One side of one cell. A level's key is its price, negative for bids: the least is the best.
 
     A bids' side has the table of the supply cells that may serve it, an asks' side its reference price.
+    Levels hang one on the other, the best first. Where there are many, they are in an index too.
     """
 
-    __slots__ = ("best", "cell", "is_bid", "keys", "levels", "near", "reference", "served_by")
+    __slots__ = ("best", "cell", "count", "index", "is_bid", "reference", "served_by")
 
     def __init__(self, cell: int, is_bid: bool, served_by: bytes) -> None:
         self.cell = cell
         self.is_bid = is_bid
         self.served_by = served_by
         self.reference: Reference | None = None
-        self.levels: dict[int, Level] = {}
-        self.keys: SortedList = SortedList()
         self.best: Level | None = None
-        # Where there are many levels, those found last by the end of their key: no number is made for them.
-        self.near: list[Level | None] = []
+        self.count = 0
+        self.index: LevelIndex | None = None
 
     def add(self, order: Order) -> None:
         """Put the order behind those of its price."""
         key = -order.price if self.is_bid else order.price
-        best = self.best
-        if best is not None and best.key == key:
-            best.append(order)
-            return
-        near = self.near
-        level: Level | None
-        if near:
-            level = near[key & NEAR_MASK]
+        level = self.best
+        if level is None or level.key != key:
+            index = self.index
+            level = self._level(key) if index is None else index.near[key & NEAR_MASK]
             if level is None or level.key != key:
-                level = self._find(key)
-                near[key & NEAR_MASK] = level
-        else:
-            level = self._find(key)
+                assert index is not None
+                level = self._indexed(index, key)
         level.append(order)
 
-    def _find(self, key: int) -> Level:
-        """Return the level, which appears if there is none."""
-        level = self.levels.get(key)
-        return self._appear(key) if level is None else level
+    def _level(self, key: int) -> Level:
+        """Return the level among few, which appears if there is none."""
+        better: Level | None = None
+        level = self.best
+        while level is not None and level.key < key:
+            better = level
+            level = level.worse
+        if level is None or level.key != key:
+            level = self._appear(key, better)
+            if self.count > MANY_LEVELS:
+                self.index = LevelIndex(self.levels())
+        return level
 
-    def _appear(self, key: int) -> Level:
-        """Let a level appear in its place."""
+    def _indexed(self, index: "LevelIndex", key: int) -> Level:
+        """Return the level among many, which appears if there is none."""
+        level = index.levels.get(key)
+        if level is None:
+            level = self._appear(key, index.better(key))
+            index.add(level)
+        index.near[key & NEAR_MASK] = level
+        return level
+
+    def _appear(self, key: int, better: Level | None) -> Level:
+        """Let a level appear behind the one that is next better, None if none is."""
         level = Level(key)
-        index: int = self.keys.bisect_left(key)
-        if index == 0:
+        if better is None:
             level.worse = self.best
             self.best = level
         else:
-            better = self.levels[self.keys[index - 1]]
             level.worse = better.worse
             better.worse = level
-        self.levels[key] = level
-        self.keys.add(key)
-        if not self.near and len(self.levels) > MANY_LEVELS:
-            self.near = [None] * (NEAR_MASK + 1)
+        self.count += 1
         return level
 
     def _vanish(self, level: Level) -> None:
         """Let a level go that has become empty."""
-        key = level.key
+        index = self.index
         if level is self.best:
             self.best = level.worse
         else:
-            index: int = self.keys.bisect_left(key)
-            self.levels[self.keys[index - 1]].worse = level.worse
-        del self.levels[key]
-        self.keys.remove(key)
-        if self.near:
-            self.near[key & NEAR_MASK] = None
+            better = self.best if index is None else index.better(level.key)
+            assert better is not None
+            while better.worse is not level:
+                better = better.worse
+                assert better is not None
+            better.worse = level.worse
+        self.count -= 1
+        if index is not None:
+            index.remove(level)
 
     def remove(self, order: Order) -> None:
         """Take the order out."""
@@ -152,6 +160,46 @@ class CellSide:
                 order = order.newer
             level = level.worse
         return found
+
+    def levels(self) -> list[Level]:
+        """Return the levels, best first."""
+        found: list[Level] = []
+        level = self.best
+        while level is not None:
+            found.append(level)
+            level = level.worse
+        return found
+
+
+class LevelIndex:
+    """The levels of a side by key: of any one, and of the next better."""
+
+    __slots__ = ("keys", "levels", "near")
+
+    def __init__(self, levels: list[Level]) -> None:
+        self.levels: dict[int, Level] = {}
+        for level in levels:
+            self.levels[level.key] = level
+        self.keys: SortedList = SortedList(self.levels)
+        # Those found last by the end of their key: no number is made for them.
+        self.near: list[Level | None] = [None] * (NEAR_MASK + 1)
+
+    def better(self, key: int) -> Level | None:
+        """Return the level next better than this key, None if there is none."""
+        place: int = self.keys.bisect_left(key)
+        return None if place == 0 else self.levels[self.keys[place - 1]]
+
+    def add(self, level: Level) -> None:
+        """Take in a level."""
+        self.levels[level.key] = level
+        self.keys.add(level.key)
+
+    def remove(self, level: Level) -> None:
+        """Let a level go."""
+        key = level.key
+        del self.levels[key]
+        self.keys.remove(key)
+        self.near[key & NEAR_MASK] = None
 
 
 class _Lots:

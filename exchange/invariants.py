@@ -136,18 +136,23 @@ def _check_quantity(order: Order) -> None:
 
 
 def _check_side(side: CellSide) -> None:
-    keys = list(side.keys)
-    assert keys == sorted(side.levels)
-    assert side.best is (side.levels[keys[0]] if keys else None)
-    assert all(level is None or side.levels[level.key] is level for level in side.near)
-    for key, level in side.levels.items():
+    levels = side.levels()
+    keys = [level.key for level in levels]
+    assert keys == sorted(set(keys))
+    assert side.count == len(levels)
+    index = side.index
+    if index is not None:
+        assert index.levels == dict(zip(keys, levels, strict=True))
+        assert list(index.keys) == keys
+        assert all(level is None or index.levels[level.key] is level for level in index.near)
+    for level in levels:
         order, last = level.oldest, None
         assert order is not None
         while order is not None:
             assert order.level is level
             assert order.older is last
             assert order.cell == side.cell
-            assert (-order.price if side.is_bid else order.price) == key == level.key
+            assert (-order.price if side.is_bid else order.price) == level.key
             assert order.side is side
             assert last is None or last.priority < order.priority
             last, order = order, order.newer
