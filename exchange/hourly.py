@@ -190,6 +190,8 @@ def replace(market: Market, order: Order, lots: int, price: int) -> Events:
     market.unrest(order)
     if site is not None:
         take_room(order, more)
+        assert order.site_hour is not None
+        order.site_hour.by_price = None
     order.shown_lots = min(order.display_lots or order.leaves_lots, order.leaves_lots)
     market.give_time(order)
     market.count_order(order.account)
@@ -228,7 +230,6 @@ def take_room(order: Order, more: int) -> None:
     """Let an hourly ask offer so many lots more of its site or its position."""
     place, position = order.site_hour, order.position
     assert place is not None
-    place.by_price = None
     if position is not None:
         position.resale_lots += more
     else:
