@@ -36,7 +36,7 @@ def check_codes(struct: Struct, joined: str, *names: str) -> None:
     for name in names:
         code = getattr(struct, name) or ""
         if not (code.isascii() and code.isprintable()):
-            raise ValueError(f"{name} {code!r}: printable ASCII is allowed")
+            raise ValueError(f"Expected `str` of printable ASCII in `{name}`")
 
 
 class Side(StrEnum):
