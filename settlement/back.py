@@ -31,10 +31,14 @@ class _Told:
 
 
 async def _run(folder: DataFolder) -> None:
-    stop = asyncio.Event()
+    loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, stop.set)
     await follow(folder.log, connection_of(folder.postgres), stop, _Told())
+    for number in (signal.SIGTERM, signal.SIGINT):
+        # One that comes while the loop closes would be written to what is closed already, and told.
+        loop.remove_signal_handler(number)
+        signal.signal(number, signal.SIG_IGN)
 
 
 def main() -> int:
