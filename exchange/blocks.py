@@ -485,36 +485,37 @@ def enter_block(
 
 
 def _wait_at_sites(block: Order) -> None:
-    """Let a block that has come wait in its hours at the sites that may serve it."""
-    for site in eligible_sites(block):
-        for hour in range(block.hour, block.hour + block.hours):
-            place = site.hours.get(hour)
-            waiting = None if place is None else place.waiting
-            if place is None or waiting is None:
-                continue
-            place.longest = max(place.longest, block.hours)
-            first, until = 0, len(waiting)
-            while first < until:
-                middle = (first + until) >> 1
-                if waiting[middle].price < block.price:
-                    until = middle
-                else:
-                    first = middle + 1
-            waiting.insert(first, block)
+    """Let a block that has come, or moved, wait in its hours at the sites that may serve it."""
+    for place, waiting in _known_to_wait(block):
+        place.longest = max(place.longest, block.hours)
+        first, until = 0, len(waiting)
+        while first < until:
+            middle = (first + until) >> 1
+            if waiting[middle].price < block.price:
+                until = middle
+            else:
+                first = middle + 1
+        waiting.insert(first, block)
 
 
 def _leave_sites(block: Order) -> None:
-    """Let a block that moves wait at no site for now."""
+    """Take a block that moves from among those that wait."""
+    for _, waiting in _known_to_wait(block):
+        at = 0
+        while waiting[at] is not block:
+            at += 1
+        waiting.pop(at)
+
+
+def _known_to_wait(block: Order) -> list[tuple[SiteHour, list[Order]]]:
+    """Return the site-hours that may serve the block and know which blocks wait, with those."""
+    found: list[tuple[SiteHour, list[Order]]] = []
     for site in eligible_sites(block):
         for hour in range(block.hour, block.hour + block.hours):
             place = site.hours.get(hour)
-            waiting = None if place is None else place.waiting
-            if waiting is None:
-                continue
-            at = 0
-            while waiting[at] is not block:
-                at += 1
-            waiting.pop(at)
+            if place is not None and place.waiting is not None:
+                found.append((place, place.waiting))
+    return found
 
 
 def enter_run(market: Market, run: Order, events: Events) -> None:

@@ -36,6 +36,15 @@ class Disk(Protocol):
         """Let go, without a sync."""
 
 
+def sync_folder(folder: Path) -> None:
+    """Make durable which files are in the folder."""
+    entry = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(entry)
+    finally:
+        os.close(entry)
+
+
 class FolderDisk:
     """Segment files in a folder, which may be missing as long as it is only read."""
 
@@ -56,11 +65,7 @@ class FolderDisk:
     def create(self, segment: int) -> None:
         """Make an empty segment; it is there for good when this returns."""
         os.close(os.open(self._path(segment), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-        folder = os.open(self._folder, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(self._folder)
 
     def read(self, segment: int, offset: int = 0) -> bytes:
         """Return what stands in the segment from `offset` on, durable or not."""

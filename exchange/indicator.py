@@ -9,6 +9,7 @@ from exchange.calls import price_of
 from exchange.clearer import CallTerms, Clearer, terms_of
 from exchange.contract import symbol
 from exchange.engine import Engine
+from schemas.events import Phase
 from schemas.link import Indicated
 
 EVERY_SECONDS = 1.0
@@ -44,7 +45,7 @@ class Indicator:
 
     def _terms(self, class_code: str, hour: int) -> CallTerms | None:
         """Return what takes part in a call, None if it has ended meanwhile."""
-        if not any(call[:2] == (class_code, hour) and not call[3] for call in self._engine.calls()):
+        if self._engine.phase(class_code, hour) is not Phase.CALL:
             return None
         book = self._engine.call_book(class_code, hour)
         return terms_of(book, self._engine.market.eligibility.served_by)

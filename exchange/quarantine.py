@@ -7,6 +7,7 @@ from pathlib import Path
 
 import msgspec
 
+from exchange.disk import sync_folder
 from schemas.codec import encode
 from schemas.commands import AnyCommand
 
@@ -37,11 +38,7 @@ class Quarantine:
             file.flush()
             os.fsync(file.fileno())
         for folder in (self._folder, self._folder.parent):
-            entry = os.open(folder, os.O_RDONLY)
-            try:
-                os.fsync(entry)
-            finally:
-                os.close(entry)
+            sync_folder(folder)
         self._digests.add(path.stem)
         return path
 

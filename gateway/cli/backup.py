@@ -6,7 +6,7 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from exchange.disk import FolderDisk
+from exchange.disk import FolderDisk, sync_folder
 from exchange.folder import DataFolder, FolderError
 from exchange.log import LogError, SegmentLog, batch_at, durable_end
 from exchange.snapshot import Snapshots
@@ -59,9 +59,9 @@ def back_up(source: DataFolder, to: Path) -> Backup:
         target.quarantine.mkdir(mode=0o700)
         _copy_files(source.quarantine, target.quarantine, "*.txt")
     _copy_files(source.path, target.path, "clock-speed")
-    _sync_folder(target.path)
+    sync_folder(target.path)
     _copy_files(source.path, target.path, source.settings_file.name)
-    _sync_folder(target.path.parent)
+    sync_folder(target.path.parent)
     return Backup(str(to), record)
 
 
@@ -82,7 +82,7 @@ def _copy_log(source: DataFolder, target: DataFolder) -> int:
         log.close()
     finally:
         copy.close()
-    _sync_folder(target.log)
+    sync_folder(target.log)
     return log.last_sequence
 
 
@@ -111,7 +111,7 @@ def _copy_files(source: Path, target: Path, pattern: str) -> None:
             # A snapshot that gave way to a newer one meanwhile.
             continue
         _write(target / path.name, data)
-    _sync_folder(target)
+    sync_folder(target)
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -119,11 +119,3 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_folder(folder: Path) -> None:
-    entry = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(entry)
-    finally:
-        os.close(entry)
