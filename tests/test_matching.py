@@ -4,8 +4,8 @@ import pytest
 from msgspec.structs import replace
 
 from exchange.book import Reference
-from schemas.commands import CancelOrder
-from schemas.events import OrderEnded, Rejected
+from schemas.commands import CancelOrder, ReplaceOrder
+from schemas.events import OrderEnded, OrderReplaced, Rejected
 from tests.market import BUYER, EAST, FIRST_HOUR, START_NS, VENUES, bid, started
 from tests.twin_market import TwinMarket, run
 
@@ -240,6 +240,14 @@ def test_a_full_hour_evicts_for_blocks_of_that_hour_only() -> None:
     assert run(full + "bid 1 @ 103 hours 2 at 2") == []
 
 
+def test_only_a_block_that_rests_evicts() -> None:
+    full = "bid 1 @ 100 hours 2; bid 1 @ 99 hours 2; bid 1 @ 99 hours 2; bid 1 @ 102 hours 2; "
+    assert run(full + "bid 1 @ 104 hours 2 ioc") == ["5 ended immediate, 1 left"]
+    assert run(full + "ask 1 1 @ 104; ask 1 1 @ 104 at 1; bid 1 @ 104 hours 2") == [
+        "block 7 at site 1: 1 @ 104 with 5, 1 @ 104 with 6"
+    ]
+
+
 def test_a_blocks_own_groups_asks_are_absent() -> None:
     assert run("ask 1 1 @ 100; ask 1 1 @ 100 at 1; bid 1 @ 105 hours 2 by 1") == []
 
@@ -406,6 +414,10 @@ def test_a_price_that_comes_back_has_lost_its_place() -> None:
     assert run("bid 2 @ 100; bid 2 @ 100; replace 1 to 2 @ 101; replace 1 to 2 @ 100; ask 1 2 @ 100") == [
         "2 @ 100 with 2"
     ]
+
+
+def test_an_order_may_be_given_the_lowest_price() -> None:
+    assert run("bid 2 @ 2; replace 1 to 2 @ 1") == ["1 replaced: 2 @ 1, 2 left"]
 
 
 def test_fewer_lots_at_another_price_lose_the_place() -> None:
@@ -803,6 +815,13 @@ def test_a_block_is_retried_once_when_a_run_that_spans_it_has_changed() -> None:
     smaller = "ask 1 4 @ 100 hours 4 stretch 2; bid 2 @ 100 hours 2 at 1; bid 4 @ 100 hours 2 at 2; chores"
     assert run(smaller) == ["2 retried"]
     assert run(smaller + "; chores") == []
+
+
+def test_a_run_that_has_changed_has_only_blocks_within_it_retried() -> None:
+    smaller = "ask 1 4 @ 100 hours 3 stretch 1; bid 1 @ 99 hours {} at {}; derate 1 to 1 at 0; chores"
+    assert run(smaller.format(2, 1)) == ["2 retried"]
+    assert run(smaller.format(3, 0)) == ["2 retried"]
+    assert run(smaller.format(2, 2)) == run(smaller.format(4, 0)) == []
 
 
 def test_a_block_finds_in_a_smaller_run_what_it_did_not_find_before() -> None:
@@ -1221,6 +1240,12 @@ def test_each_trade_of_the_hour_allows_more_orders() -> None:
     assert run(full + "later 3600; bid 1 @ 100") == []
 
 
+def test_both_sides_may_enter_more_orders_for_each_trade() -> None:
+    traded = "venue rated; ask 1 1 @ 100; ask 1 1 @ 100; ask 1 1 @ 100; bid 2 @ 100; ask 1 1 @ 100; "
+    assert run(traded + "ask 1 1 @ 100") == []
+    assert run(traded + "ask 1 1 @ 100; ask 1 1 @ 100") == ["rejected ORDER_TO_TRADE_EXCEEDED"]
+
+
 def test_a_standing_offer_lists_no_more_than_the_rate_allows() -> None:
     assert run("venue rated; standing bid 1 @ 90 at 0 until 4; chores")[3:5] == [
         "3 listed: 1 @ 90 at 2",
@@ -1242,3 +1267,28 @@ def test_the_very_same_order_again_changes_nothing() -> None:
     assert run("bid 3 @ 100; replace 1 to 4 @ 101; repeat 1") == ["1 repeated, 4 left"]
     assert run("bid 3 @ 100; cancel 1; later 601; repeat 1") == ["rejected COMMAND_EXPIRED"]
     assert run("bid 1 @ 100 group a; bid 1 @ 100 at 1 group a; repeat 1") == ["1 repeated, 1 left"]
+
+
+def test_an_ask_is_the_very_same_with_its_site_and_grade() -> None:
+    assert run("ask 1 2 @ 100; bid 1 @ 100; repeat 1") == ["1 repeated, 1 left"]
+
+
+def test_an_id_is_known_until_its_own_validity_has_ended() -> None:
+    two = "bid 1 @ 90; cancel 1; later 10; bid 1 @ 90; cancel 2; later 595; "
+    assert run(two + "repeat 1") == ["rejected COMMAND_EXPIRED"]
+    assert run(two + "repeat 2") == ["2 repeated, 0 left"]
+
+
+def test_an_order_is_named_by_its_number_or_by_its_clients_id() -> None:
+    engine = started()
+    for number in (1, 2):
+        engine.apply(START_NS, bid(number, 1, 100))
+    named = ReplaceOrder(
+        account=BUYER, client_order_id="o2", valid_until_ns=START_NS, lots=1, price_ticks=101
+    )
+    [replaced] = engine.apply(START_NS, named)
+    assert isinstance(replaced, OrderReplaced)
+    assert replaced.order_id == 2
+    [ended] = engine.apply(START_NS, CancelOrder(BUYER, client_order_id="o1"))
+    assert isinstance(ended, OrderEnded)
+    assert ended.order_id == 1

@@ -213,6 +213,11 @@ BANDED, RATED = VENUES["banded"], VENUES["rated"]
 NO_PRICE = msgspec.structs.replace(
     BANDED, classes=tuple(msgspec.structs.replace(c, reference_price_ticks=None) for c in BANDED.classes)
 )
+DEAR = msgspec.structs.replace(
+    BANDED,
+    classes=tuple(msgspec.structs.replace(c, reference_price_ticks=10**6) for c in BANDED.classes),
+    limits=msgspec.structs.replace(BANDED.limits, order_max_lots=2**31),
+)
 MARKET = OrderType.MARKET
 IOC, FOK, GTD, AUCTION = TimeInForce.IOC, TimeInForce.FOK, TimeInForce.GTD, TimeInForce.AUCTION
 LATER = Authority(OPERATOR_KEY, START_NS + 1, "again")
@@ -267,6 +272,12 @@ ROWS: dict[R, tuple[Row, ...]] = {
             f"a notional to {MAX_NOTIONAL}",
             before=(bid(1, 1, 1, hours=744),),
             venue=LONG,
+        ),
+        Row(
+            bid(1, 2**31, 0, order_type=MARKET, time_in_force=IOC),
+            "lots",
+            f"a notional to {MAX_NOTIONAL}",
+            venue=DEAR,
         ),
     ),
     R.SIDE_FIELDS_MISMATCH: (
@@ -924,6 +935,25 @@ def test_a_refused_command_changes_nothing_and_says_what_is_allowed(reason: R, r
 def test_what_stands_just_inside_a_bound_is_accepted(command: AnyCommand) -> None:
     [event, *_] = prepared(Row(command, "", "")).apply(START_NS, command)
     assert isinstance(event, OrderAccepted | StandingOfferEntered | SiteDerated)
+
+
+def test_where_one_order_an_hour_is_free_the_first_of_each_hour_is_accepted() -> None:
+    engine = prepared(Row(Tick(), "", "", venue=limited(free_orders_per_hour=1)))
+    for number, time_ns in enumerate((START_NS, START_NS + HOUR_NS)):
+        order = bid(number, 1, 100, valid_until_ns=time_ns)
+        assert isinstance(engine.apply(time_ns, order)[-1], OrderAccepted)
+
+
+def test_accounts_and_sites_of_high_numbers_are_found() -> None:
+    high = 70_000
+    registered = (
+        RegisterAccount(high, high, authority=AUTHORITY),
+        Deposit(high, FUNDS, authority=AUTHORITY),
+        certificate(site=high, account=high),
+    )
+    engine = prepared(Row(Tick(), "", "", before=registered))
+    [event, *_] = engine.apply(START_NS, ask(1, high, 1, 100, account=high, class_code="T4"))
+    assert isinstance(event, OrderAccepted)
 
 
 def test_a_correction_may_take_back_what_was_posted() -> None:
