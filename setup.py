@@ -1,4 +1,4 @@
-"""Compiles the modules that decide with mypyc, where a C compiler is; without one they run interpreted.
+"""Compiles the modules of the engine with mypyc, where a C compiler is; without one they run interpreted.
 
 A build is whole or is not there at all. What fails to compile although there is a compiler fails the
 installation, rather than leave a slow engine behind: `CUX_ENGINE=interpreted` installs without.
@@ -20,7 +20,7 @@ from setuptools.command.build_ext import build_ext
 ROOT = Path(__file__).parent.absolute()
 # By its path: the package itself would look for the build that is still to be made.
 BUILD = runpy.run_path(str(ROOT / "exchange" / "build.py"))
-RULES = [f"exchange/{name}.py" for name in BUILD["RULES"]]
+MODULES = [f"exchange/{name}.py" for name in BUILD["COMPILED_MODULES"]]
 LIBRARY = "exchange.rules"
 # Nobody puts another function in one of ours' place: so they may call and inline one another directly.
 FLAGS = ["-fno-semantic-interposition", "-fvisibility=hidden"]
@@ -44,12 +44,12 @@ def can_compile() -> bool:
 
 
 def compile_engine(folder: Path) -> None:
-    """Compile the modules that decide and put them into a new folder."""
+    """Compile the modules and put them into a new folder."""
     from mypyc.build import mypycify  # noqa: PLC0415 - without a compiler mypyc is not needed
 
     folder.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".") as scratch:
-        options = [f"--cache-dir={scratch}/cache", *RULES]
+        options = [f"--cache-dir={scratch}/cache", *MODULES]
         modules = mypycify(options, group_name=LIBRARY, target_dir=f"{scratch}/c", opt_level="2")
         for module in modules:
             module.extra_compile_args += FLAGS
@@ -102,5 +102,5 @@ os.chdir(ROOT)
 setup(
     cmdclass={"build_ext": BuildEngine},
     # Named so that a wheel with a compiled engine is known to be for one platform only.
-    ext_modules=[Extension(LIBRARY, RULES)] if can_compile() else [],
+    ext_modules=[Extension(LIBRARY, MODULES)] if can_compile() else [],
 )

@@ -29,7 +29,12 @@ RULES = (
     "standing",
     "state",
 )
-"""The modules that decide, and so are compiled."""
+"""The modules that decide."""
+
+PASSAGE = ("desk", "packing", "sequencer")
+"""The modules that every command passes on its way to the engine and to the log; they decide nothing."""
+
+COMPILED_MODULES = RULES + PASSAGE
 
 SETTING = "CUX_ENGINE"
 COMPILED, INTERPRETED = "compiled", "interpreted"
@@ -43,9 +48,10 @@ def rules_digest() -> bytes:
 
 def build_folder() -> Path:
     """Return where a build of this very source for this Python lies, or would lie."""
-    digest = hashlib.sha256(rules_digest())
+    digest = hashlib.sha256()
     # What is compiled relies on the types of the words too.
-    for path in sorted((_PACKAGE.parent / "schemas").glob("*.py")):
+    words = sorted((_PACKAGE.parent / "schemas").glob("*.py"))
+    for path in (*(_PACKAGE / f"{name}.py" for name in COMPILED_MODULES), *words):
         digest.update(path.read_bytes())
     return _PACKAGE / "__compiled__" / f"{sysconfig.get_config_var('SOABI')}-{digest.hexdigest()[:16]}"
 
@@ -61,7 +67,7 @@ def choose_build(search_path: list[str]) -> str:
     wanted = os.environ.get(SETTING, "")
     if wanted not in {"", COMPILED, INTERPRETED}:
         raise ImportError(f"{SETTING} is {wanted!r}: {COMPILED} or {INTERPRETED} is allowed")
-    for name in RULES:
+    for name in COMPILED_MODULES:
         for suffix in EXTENSION_SUFFIXES:
             if (hiding := _PACKAGE / f"{name}{suffix}").exists():
                 raise ImportError(f"{hiding} hides {name}.py, whatever it was made of: run `make clean`")

@@ -20,12 +20,14 @@ from exchange.desk import LOW_DISK_BYTES, Desk, Request
 from exchange.folder import DataFolder, FolderError
 from exchange.follower import Follower, Promoted
 from exchange.indicator import Indicator
-from exchange.link import CoreLostError, FrameBuffer
+from exchange.link import CoreLostError, FrameBuffer, frame_of
 from exchange.log import FileLog, HeldLogError, Log, LogError
+from exchange.packing import READS_PLAIN_ORDERS, submitted
 from exchange.process import end_with_supervisor
 from exchange.quarantine import Quarantine
 from exchange.recovery import Recovered, keep_snapshot, recover
 from exchange.sequencer import CommandFailedError, Sequencer, Taken
+from exchange.slots import Command
 from exchange.snapshot import Snapshots
 from exchange.writer import Writer
 from schemas.commands import (
@@ -93,7 +95,12 @@ class _Client(asyncio.Protocol):
         """Serve the frames that are whole now; who sends anything else is cut off."""
         self._core.look_at_clock()
         try:
-            for frame in self._buffer.frames(data):
+            for body in self._buffer.bodies(data):
+                plain = submitted(body) if READS_PLAIN_ORDERS and self._is_known else None
+                if plain is not None:
+                    self._core.submit(Request(self, plain.correlation, plain.command))
+                    continue
+                frame = frame_of(body)
                 if self._is_known:
                     self._core.received(self, frame)
                 elif isinstance(frame, Hello):
@@ -377,7 +384,7 @@ class Core:
         """
         match frame:
             case Submit():
-                self._submitted(Request(client, frame.correlation, frame.command))
+                self.submit(Request(client, frame.correlation, frame.command))
             case AskClock(correlation):
                 client.send(Clock(correlation, self.clock.now_ns(), self.clock.speed))
             case SetClock(correlation, time_ns, speed):
@@ -385,10 +392,11 @@ class Core:
             case _:
                 raise CoreLostError("a frame that only the core sends")
 
-    def _submitted(self, request: Request) -> None:
+    def submit(self, request: Request) -> None:
+        """Take a client's command in, or tell him why not."""
         command = request.command
         refusal = ""
-        if type(command) in OWN_COMMANDS:
+        if not isinstance(command, Command) and type(command) in OWN_COMMANDS:
             refusal = f"{command.__struct_config__.tag} is given by the core alone"
         elif self._quarantine.holds(command):
             refusal = "the exchange failed at this very command before and refuses it"
@@ -405,7 +413,7 @@ class Core:
             return
         # A tick answers: when it is durable, so is all that was due before it.
         request = Request(client, correlation, Tick())
-        if busy := self._desk.refusal(request.command):
+        if busy := self._desk.refusal(request):
             client.send(Busy(correlation, busy))
             return
         try:

@@ -6,10 +6,11 @@ an account nothing overtakes, else a cancel of all that was just entered would l
 
 from collections import deque
 from enum import IntEnum
-from typing import Any, get_args
+from typing import Any, Final, get_args
 
-from msgspec import Struct
+from mypy_extensions import mypyc_attr
 
+from exchange import slots
 from schemas.commands import (
     AnyCommand,
     CancelOrder,
@@ -45,17 +46,34 @@ def _kind(command: type) -> Kind:
     return Kind.OPERATOR if issubclass(command, OperatorCommand | Tick) else Kind.ORDINARY
 
 
-_KINDS: dict[type, Kind] = {command: _kind(command) for command in get_args(AnyCommand)}
+_KINDS: dict[type, int] = {command: int(_kind(command)) for command in get_args(AnyCommand)}
+_ORDINARY: Final = int(Kind.ORDINARY)
+_CANCEL: Final = int(Kind.CANCEL)
+_OPERATOR: Final = int(Kind.OPERATOR)
 
 
-class Request(Struct, frozen=True):
-    """A command that waits; who asked for it, and by which number, is the caller's business."""
+class Request:
+    """A command that waits; who asked for it, and by which number, is the caller's business.
 
-    client: Any
-    correlation: int
-    command: AnyCommand
+    `kind` is a `Kind`, `account` whose command it is, None for an operator's and for one that names none.
+    """
+
+    __slots__ = ("account", "client", "command", "correlation", "kind")
+
+    def __init__(self, client: Any, correlation: int, command: AnyCommand | slots.Command) -> None:
+        self.client = client
+        self.correlation = correlation
+        self.command = command
+        self.account: int | None
+        if isinstance(command, slots.Command):
+            self.kind = _CANCEL if isinstance(command, slots.CancelOrder) else _ORDINARY
+            self.account = command.account
+        else:
+            self.kind = _KINDS[type(command)]
+            self.account = None if self.kind == _OPERATOR else getattr(command, "account", None)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Desk:
     """What was taken in and has no number yet."""
 
@@ -101,11 +119,11 @@ class Desk:
             )
         self.cancels_only = " and ".join(reasons)
 
-    def refusal(self, command: AnyCommand) -> str:
-        """Return why the command would not be taken now, empty where it would."""
-        kind = _KINDS[type(command)]
+    def refusal(self, request: Request) -> str:
+        """Return why the request would not be taken now, empty where it would."""
+        kind = request.kind
         # Also operators wait for room on the disk: what they do can wait, and cancels can't.
-        if self.cancels_only and kind is not Kind.CANCEL and not isinstance(command, CorrectClock):
+        if self.cancels_only and kind != _CANCEL and not isinstance(request.command, CorrectClock):
             return f"only cancels are taken: {self.cancels_only}"
         if self._waiting[kind] >= self._max[kind]:
             return f"the exchange is busy: {self._waiting[kind]} {_WORDS[kind]} wait"
@@ -113,19 +131,16 @@ class Desk:
 
     def put(self, request: Request) -> str:
         """Take the request in, or return why not; then it is as if it had never come."""
-        command = request.command
-        kind = _KINDS[type(command)]
-        if self.cancels_only or self._waiting[kind] >= self._max[kind]:
-            refusal = self.refusal(command)
-            if refusal:
-                return refusal
+        refusal = self.refusal(request)
+        if refusal:
+            return refusal
+        kind, account = request.kind, request.account
         self._waiting[kind] += 1
-        account = None if kind is Kind.OPERATOR else getattr(command, "account", None)
-        if kind is Kind.ORDINARY:
+        if kind == _ORDINARY:
             if account is not None:
                 self._last_of[account] = self._gone + len(self._ordinary)
             self._ordinary.append(request)
-        elif account in self._last_of:
+        elif account is not None and account in self._last_of:
             self._behind.setdefault(self._last_of[account], []).append(request)
         else:
             self._first.append(request)
@@ -133,8 +148,9 @@ class Desk:
 
     def put_own(self, command: AnyCommand) -> None:
         """Let a command of the core's own go first, whatever else waits."""
-        self._waiting[_KINDS[type(command)]] += 1
-        self._first.append(Request(None, 0, command))
+        request = Request(None, 0, command)
+        self._waiting[request.kind] += 1
+        self._first.append(request)
 
     def take(self, most: int) -> list[Request]:
         """Return what goes next, at most so many."""
@@ -146,7 +162,7 @@ class Desk:
                 request = self._next_ordinary()
             else:
                 break
-            self._waiting[_KINDS[type(request.command)]] -= 1
+            self._waiting[request.kind] -= 1
             taken.append(request)
         return taken
 
@@ -154,9 +170,11 @@ class Desk:
         request = self._ordinary.popleft()
         number = self._gone
         self._gone += 1
-        account = getattr(request.command, "account", None)
+        account = request.account
         if account is not None and self._last_of[account] == number:
             del self._last_of[account]
         # They come next: the first lane is empty.
-        self._first.extend(self._behind.pop(number, ()))
+        behind = self._behind.pop(number, None)
+        if behind is not None:
+            self._first.extend(behind)
         return request

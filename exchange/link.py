@@ -51,9 +51,19 @@ async def read_frame(reader: asyncio.StreamReader) -> AnyFrame | None:
     if length > FRAME_MAX_BYTES:
         raise CoreLostError(f"a frame of {length} bytes; at most {FRAME_MAX_BYTES} are allowed")
     try:
-        return decode_frame(await reader.readexactly(length))
+        return frame_of(await reader.readexactly(length))
     except asyncio.IncompleteReadError as error:
         raise CoreLostError("the stream ended within a frame") from error
+
+
+def frame_of(body: bytes) -> AnyFrame:
+    """Return the frame.
+
+    Raises:
+        CoreLostError: the bytes are none.
+    """
+    try:
+        return decode_frame(body)
     except msgspec.DecodeError as error:
         raise CoreLostError(f"what came is no frame: {error}") from error
 
@@ -71,8 +81,15 @@ class FrameBuffer:
         Raises:
             CoreLostError: what came is no frame, or too large.
         """
+        return map(frame_of, self.bodies(data))
+
+    def bodies(self, data: bytes) -> Iterator[bytes]:
+        """Yield the bytes of the frames that `data` completes.
+
+        Raises:
+            CoreLostError: one is too large.
+        """
         data = self._left + data
-        view = memoryview(data)
         offset = 0
         while len(data) - offset >= LENGTH.size:
             (length,) = LENGTH.unpack_from(data, offset)
@@ -81,10 +98,7 @@ class FrameBuffer:
             end = offset + LENGTH.size + length
             if end > len(data):
                 break
-            try:
-                yield decode_frame(view[offset + LENGTH.size : end])
-            except msgspec.DecodeError as error:
-                raise CoreLostError(f"what came is no frame: {error}") from error
+            yield data[offset + LENGTH.size : end]
             offset = end
         self._left = data[offset:]
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import msgspec
 
 from exchange.disk import sync_folder
-from schemas.codec import encode
+from exchange.packing import bytes_of
+from exchange.slots import Command
+from schemas.codec import decode_command
 from schemas.commands import AnyCommand
 
 
@@ -20,11 +22,11 @@ class Quarantine:
         self._folder = folder
         self._digests = {path.stem for path in folder.glob("*.txt")}
 
-    def holds(self, command: AnyCommand) -> bool:
+    def holds(self, command: AnyCommand | Command) -> bool:
         """Return whether this very command is in quarantine."""
         return bool(self._digests) and _digest(command) in self._digests
 
-    def add(self, command: AnyCommand, error: BaseException) -> Path:
+    def add(self, command: AnyCommand | Command, error: BaseException) -> Path:
         """Keep the command out from now on; return the file, which says what happened.
 
         Raises:
@@ -32,7 +34,8 @@ class Quarantine:
         """
         self._folder.mkdir(mode=0o700, exist_ok=True)
         path = self._folder / f"{_digest(command)}.txt"
-        text = msgspec.json.encode(command).decode() + "\n\n" + "".join(traceback.format_exception(error))
+        words = decode_command(bytes_of(command))
+        text = msgspec.json.encode(words).decode() + "\n\n" + "".join(traceback.format_exception(error))
         with path.open("w") as file:
             file.write(text)
             file.flush()
@@ -43,5 +46,5 @@ class Quarantine:
         return path
 
 
-def _digest(command: AnyCommand) -> str:
-    return hashlib.sha256(encode(command)).hexdigest()
+def _digest(command: AnyCommand | Command) -> str:
+    return hashlib.sha256(bytes_of(command)).hexdigest()

@@ -11,9 +11,11 @@ import msgspec
 from exchange.engine import ENGINE_DIGEST, Engine, restored
 from exchange.log import Log, LogError
 from exchange.migrations import STATE_FORMAT, Encoded, can_migrate, migrated
+from exchange.packing import READS_PLAIN_ORDERS, packed, unpacked
+from exchange.slots import Command, taken, told
 from exchange.snapshot import Snapshot, Snapshots
 from schemas.codec import decode_command, decode_event, encode
-from schemas.commands import OpenEra
+from schemas.commands import AnyCommand, OpenEra
 from schemas.events import EraOpened
 from schemas.records import Record
 
@@ -100,20 +102,23 @@ def reapply(recovered: Recovered, record: Record) -> Recovered:
         LogError: the record is of another version, or gives other events than the log holds.
     """
     assert record.sequence == recovered.sequence + 1
+    data = bytes(record.command)
+    plain = unpacked(data) if READS_PLAIN_ORDERS else None
+    command: AnyCommand | Command
     try:
-        command = decode_command(bytes(record.command))
+        command = decode_command(data) if plain is None else plain
     except msgspec.DecodeError as error:
         raise LogError(f"record {record.sequence} is of another version of cux: {error}; {_ADVICE}") from None
-    events = recovered.engine.apply(record.time_ns, command)
+    events = recovered.engine.execute(record.time_ns, taken(command))
     # Encoding is quicker than decoding; only where a later version has added to an event do bytes differ.
-    if [encode(event) for event in events] != [bytes(event) for event in record.events]:
+    if [packed(event) for event in events] != [bytes(event) for event in record.events]:
         try:
             known = [decode_event(bytes(event)) for event in record.events]
         except msgspec.DecodeError as error:
             raise LogError(
                 f"record {record.sequence} is of another version of cux: {error}; {_ADVICE}"
             ) from None
-        if events != known:
+        if [told(event) for event in events] != known:
             raise LogError(_difference(recovered, record))
     era = recovered.era
     if isinstance(command, OpenEra) and isinstance(events[0], EraOpened):

@@ -4,14 +4,16 @@ import secrets
 from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
-import msgspec
+from msgspec import Raw
 
 from exchange.clock import SECOND_NS, Clock
 from exchange.engine import EMPTY_STATE, ENGINE_DIGEST
 from exchange.folder import Settings
+from exchange.packing import bytes_of, packed
 from exchange.recovery import Recovered
+from exchange.slots import Command, taken
 from schemas import RULES_VERSION
-from schemas.codec import CODEC_DIGEST, encode
+from schemas.codec import CODEC_DIGEST, decode_command
 from schemas.commands import AnyCommand, CorrectClock, EndCall, OpenEra, Tick
 from schemas.events import ClockCorrected
 from schemas.records import SALT_BYTES, Record
@@ -26,8 +28,9 @@ SALTS_AT_ONCE = 256
 class CommandFailedError(Exception):
     """Applying a command raised: the fault is ours, and the engine is not to be used any more."""
 
-    def __init__(self, command: AnyCommand) -> None:
-        super().__init__(f"the engine failed at a command of type {command.__struct_config__.tag}")
+    def __init__(self, command: AnyCommand | Command) -> None:
+        kind = decode_command(bytes_of(command)).__struct_config__.tag
+        super().__init__(f"the engine failed at a command of type {kind}")
         self.command = command
 
 
@@ -94,7 +97,7 @@ class Sequencer:
         due = self.engine.next_due_ns()
         return min([*self._call_ends.values(), *([] if due is None else [due])], default=None)
 
-    def take(self, commands: Sequence[AnyCommand]) -> Taken:
+    def take(self, commands: Sequence[AnyCommand | Command]) -> Taken:
         """Return the records of the commands, and before them those of what is due.
 
         The engine's chores follow the record that caused them, up to `CHORES_MAX` in all; those that the
@@ -117,7 +120,7 @@ class Sequencer:
         answers = self._do(time_ns, commands, records)
         return Taken(records, answers)
 
-    def _do(self, time_ns: int, commands: Iterable[AnyCommand], records: list[Record]) -> list[int]:
+    def _do(self, time_ns: int, commands: Iterable[AnyCommand | Command], records: list[Record]) -> list[int]:
         """Add the commands' records and their chores', and return the places of the former."""
         places = []
         for command in commands:
@@ -153,10 +156,10 @@ class Sequencer:
     def _now_ns(self) -> int:
         return max(self._clock.now_ns(), self.engine.time_ns)
 
-    def _apply(self, time_ns: int, command: AnyCommand) -> Record:
+    def _apply(self, time_ns: int, command: AnyCommand | Command) -> Record:
         try:
-            events = self.engine.apply(time_ns, command)
-            encoded = msgspec.Raw(encode(command)), tuple([msgspec.Raw(encode(event)) for event in events])
+            events = self.engine.execute(time_ns, taken(command))
+            encoded = Raw(bytes_of(command)), tuple([Raw(packed(event)) for event in events])
         except Exception as error:
             raise CommandFailedError(command) from error
         if isinstance(command, CorrectClock) and isinstance(events[0], ClockCorrected):

@@ -41,11 +41,21 @@ class Requirement:
 
 
 @mypyc_attr(acyclic=True)
-class EnterOrder:
+class Command:
+    """Base of the commands that have a form inside. `packed` are its canonical bytes, if it came so."""
+
+    __slots__ = ("account", "packed")
+
+    def __init__(self, account: int) -> None:
+        self.account = account
+        self.packed = b""
+
+
+@mypyc_attr(acyclic=True)
+class EnterOrder(Command):
     """An order as it was entered. `time_in_force` and `self_trade` are the numbers above."""
 
     __slots__ = (
-        "account",
         "carbon",
         "class_code",
         "client_order_id",
@@ -94,7 +104,7 @@ class EnterOrder:
         position: int = 0,
         min_hours: int = 0,
     ) -> None:
-        self.account = account
+        super().__init__(account)
         self.client_order_id = client_order_id
         self.valid_until_ns = valid_until_ns
         self.is_bid = is_bid
@@ -149,10 +159,10 @@ class EnterOrder:
 
 
 @mypyc_attr(acyclic=True)
-class ReplaceOrder:
+class ReplaceOrder(Command):
     """A change of an open order's total and price."""
 
-    __slots__ = ("account", "client_order_id", "lots", "order_id", "price_ticks", "valid_until_ns")
+    __slots__ = ("client_order_id", "lots", "order_id", "price_ticks", "valid_until_ns")
 
     def __init__(
         self,
@@ -163,7 +173,7 @@ class ReplaceOrder:
         lots: int,
         price_ticks: int,
     ) -> None:
-        self.account = account
+        super().__init__(account)
         self.order_id = order_id
         self.client_order_id = client_order_id
         self.valid_until_ns = valid_until_ns
@@ -172,13 +182,13 @@ class ReplaceOrder:
 
 
 @mypyc_attr(acyclic=True)
-class CancelOrder:
+class CancelOrder(Command):
     """The end of an open order."""
 
-    __slots__ = ("account", "client_order_id", "order_id")
+    __slots__ = ("client_order_id", "order_id")
 
     def __init__(self, account: int, order_id: int, client_order_id: str | None) -> None:
-        self.account = account
+        super().__init__(account)
         self.order_id = order_id
         self.client_order_id = client_order_id
 
@@ -428,8 +438,10 @@ def requirement_of(need: commands.Requirement) -> Requirement:
     return found
 
 
-def taken(command: commands.AnyCommand) -> object:
+def taken(command: commands.AnyCommand | Command) -> object:
     """Return the command as the engine takes it."""
+    if isinstance(command, Command):
+        return command
     if isinstance(command, commands.EnterOrder):
         need = command.requirement
         return EnterOrder(

@@ -14,7 +14,7 @@ import msgspec
 import pytest
 
 import exchange
-from exchange.build import COMPILED, INTERPRETED, RULES, SETTING
+from exchange.build import COMPILED, COMPILED_MODULES, INTERPRETED, RULES, SETTING
 from exchange.engine import ENGINE_DIGEST
 from schemas.codec import encode
 from tests.test_engine_properties import VENUES, Flow, any_step
@@ -118,7 +118,7 @@ def test_every_module_that_the_engine_rests_on_is_compiled_and_in_its_digest() -
 
 
 def test_the_build_that_is_said_to_run_runs() -> None:
-    for name in RULES:
+    for name in COMPILED_MODULES:
         module = sys.modules.get(f"exchange.{name}")
         if module is not None:
             assert module.__file__ is not None

@@ -284,14 +284,17 @@ async def test_after_a_failed_sync_nothing_is_told_or_touched_and_the_core_ends(
     assert acknowledged[-1] == last - 1
 
 
+# Only what is interpreted can be given a bug from outside.
 FAILING_ENGINE = """
-import exchange.sequencer
-real = exchange.sequencer.encode
-def encode(value):
-    if getattr(value, "client_order_id", "") == "o77":
+import os
+os.environ["CUX_ENGINE"] = "interpreted"
+import exchange.engine
+real = exchange.engine.enter
+def enter(market, command):
+    if command.client_order_id == "o77":
         raise ZeroDivisionError("our own bug")
-    return real(value)
-exchange.sequencer.encode = encode
+    return real(market, command)
+exchange.engine.enter = enter
 """
 
 
@@ -326,12 +329,14 @@ async def test_a_command_at_which_the_engine_fails_ends_the_core_once_and_is_ref
 
 
 FAILING_TICK = """
-import exchange.sequencer
-real = exchange.sequencer.encode
-def encode(value):
-    assert value.__struct_config__.tag != "tick", "our own bug"
-    return real(value)
-exchange.sequencer.encode = encode
+import os
+os.environ["CUX_ENGINE"] = "interpreted"
+import exchange.engine, schemas.commands
+real = exchange.engine.Engine._dispatch
+def dispatch(engine, command):
+    assert not isinstance(command, schemas.commands.Tick), "our own bug"
+    return real(engine, command)
+exchange.engine.Engine._dispatch = dispatch
 """
 
 
