@@ -19,19 +19,20 @@ HALTED: Final = 4
 CHUNK_BITS: Final = 12
 CHUNK: Final = 4096
 MAX_ORDER_ID: Final = 2**60
-MANY_LEVELS: Final = 16
+MANY_LEVELS: Final = 64
 NEAR_MASK: Final = 511
 
 
 class Level:
-    """The orders of one price in one cell, from the oldest to the newest, and the next worse level."""
+    """The orders of one price in one cell, from the oldest to the newest, and the levels next to it."""
 
-    __slots__ = ("key", "newest", "oldest", "worse")
+    __slots__ = ("better", "key", "newest", "oldest", "worse")
 
     def __init__(self, key: int) -> None:
         self.key = key
         self.oldest: Order | None = None
         self.newest: Order | None = None
+        self.better: Level | None = None
         self.worse: Level | None = None
 
     def append(self, order: Order) -> None:
@@ -117,29 +118,32 @@ class CellSide:
         """Let a level appear behind the one that is next better, None if none is."""
         level = Level(key)
         if better is None:
-            level.worse = self.best
+            worse = self.best
             self.best = level
         else:
-            level.worse = better.worse
+            worse = better.worse
             better.worse = level
+            level.better = better
+        if worse is not None:
+            worse.better = level
+            level.worse = worse
         self.count += 1
         return level
 
     def _vanish(self, level: Level) -> None:
         """Let a level go that has become empty."""
-        index = self.index
-        if level is self.best:
-            self.best = level.worse
+        better, worse = level.better, level.worse
+        if better is None:
+            self.best = worse
         else:
-            better = self.best if index is None else index.better(level.key)
-            assert better is not None
-            while better.worse is not level:
-                better = better.worse
-                assert better is not None
-            better.worse = level.worse
+            better.worse = worse
+        if worse is not None:
+            worse.better = better
+        # Else levels that have gone would hold one another, for the collector to find.
+        level.better = level.worse = None
         self.count -= 1
-        if index is not None:
-            index.remove(level)
+        if self.index is not None:
+            self.index.remove(level)
 
     def remove(self, order: Order) -> None:
         """Take the order out."""

@@ -145,7 +145,10 @@ def _check_side(side: CellSide) -> None:
         assert index.levels == dict(zip(keys, levels, strict=True))
         assert list(index.keys) == keys
         assert all(level is None or index.levels[level.key] is level for level in index.near)
+    better = None
     for level in levels:
+        assert level.better is better
+        better = level
         order, last = level.oldest, None
         assert order is not None
         while order is not None:

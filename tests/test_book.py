@@ -1,0 +1,71 @@
+"""The sides of a book: their levels hang on one another, and where they are many, in an index too."""
+
+import random
+
+from msgspec.structs import replace
+
+from exchange.book import MANY_LEVELS, NEAR_MASK, CellSide
+from exchange.engine import Engine
+from schemas.commands import CancelOrder, CertifySite
+from schemas.events import OrderAccepted, Traded
+from tests.market import AUTHORITY, BUYER, CLASS, FIRST_HOUR, SELLER, START_NS, ask, bid, started
+from tests.small_venue import SMALL_VENUE
+
+LARGE = 4
+"""A site with room for all asks."""
+
+
+def market() -> Engine:
+    """A market that takes many orders."""
+    engine = started(replace(SMALL_VENUE, limits=replace(SMALL_VENUE.limits, open_orders_max=10_000)))
+    until = FIRST_HOUR + 100
+    site = CertifySite(LARGE, SELLER, "east", CLASS, 1000, "D", "S2", 0, until, authority=AUTHORITY)
+    engine.apply(START_NS, site)
+    return engine
+
+
+def the_side(engine: Engine, is_bid: bool) -> CellSide:
+    """The one side on which something was entered."""
+    book = engine.market.classes[CLASS].books[FIRST_HOUR]
+    (side,) = book.bids if is_bid else book.asks
+    return side
+
+
+def fill_and_empty(is_bid: bool) -> None:
+    """Let orders of many prices come and go; those that are left trade best first, then the oldest first."""
+    draw, engine = random.Random(5), market()
+    waiting: dict[int, int] = {}
+    account, order = BUYER if is_bid else SELLER, 0
+    # More come than go, then more go: levels appear and vanish at the ends and between, few and many.
+    for step in range(1, 1001):
+        if waiting and draw.random() < (0.2 if step <= 300 else 0.6):
+            gone = draw.choice(list(waiting))
+            engine.apply(START_NS, CancelOrder(account, gone))
+            del waiting[gone]
+        else:
+            # Prices next to each other, and prices that share a place among those found last.
+            price = 1 + draw.randrange(60) + (NEAR_MASK + 1) * draw.randrange(3)
+            order += 1
+            entered = bid(order, 1, price) if is_bid else ask(order, LARGE, 1, price)
+            (accepted,) = engine.apply(START_NS, entered)
+            assert isinstance(accepted, OrderAccepted)
+            waiting[order] = price
+        if step % 20 == 0:
+            engine.check()
+        if step == 300:
+            assert the_side(engine, is_bid).count > MANY_LEVELS
+            assert the_side(engine, is_bid).index is not None
+    assert 10 < the_side(engine, is_bid).count < MANY_LEVELS
+    taker = ask(order + 1, LARGE, 10, 1) if is_bid else bid(order + 1, 10, 10_000)
+    traded = [event for event in engine.apply(START_NS, taker) if isinstance(event, Traded)]
+    best = sorted(waiting, key=lambda order: (-waiting[order] if is_bid else waiting[order], order))
+    assert [event.bid_order_id if is_bid else event.ask_order_id for event in traded] == best[:10]
+    engine.check()
+
+
+def test_bids_of_many_prices_come_go_and_trade_best_first() -> None:
+    fill_and_empty(is_bid=True)
+
+
+def test_asks_of_many_prices_come_go_and_trade_best_first() -> None:
+    fill_and_empty(is_bid=False)
