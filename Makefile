@@ -29,11 +29,11 @@ lives: build  ## BUDGET lives of the exchange on a simulated machine; one of the
 	$(BIN)/python -m tests.campaigns.lives $(SEED:%=--seed %) $(BUDGET:%=--budget %) $(ARGS)
 
 # In a copy: what is mutated is never committed, and the tests of the house do not read it.
-mutants: $(READY)  ## what the tests of matching do not notice when it is mutated: tests/README.md
+mutants: $(READY)  ## what the tests of matching do not notice when it is mutated; of BUDGET mutants, drawn by SEED
 	rm -rf .mutation && mkdir .mutation
 	cp -r pyproject.toml README.md benchmarks exchange gateway schemas settlement tests .mutation
-	cd .mutation && CUX_ENGINE=interpreted ../$(BIN)/mutmut run --max-children 2 $(ARGS)
-	cd .mutation && ../$(BIN)/mutmut results
+	cd .mutation && CUX_ENGINE=interpreted ../$(BIN)/python -m tests.mutants \
+		$(SEED:%=--seed %) $(BUDGET:%=--budget %) $(ARGS)
 
 bench-gateway: build  ## what an order costs through the gateway, beside a bare WebSocket echo
 	$(BIN)/python -m benchmarks.gateway

@@ -142,6 +142,12 @@ def test_37_of_equal_asks_the_earlier_is_served_in_whatever_cell_it_is() -> None
     assert cleared("sell 1 @ 5 B; sell 1 @ 5 A; buy 1 @ 9 x", "Ax Bx") == [(3, 1, 1)]
 
 
+def test_37_a_clearing_that_passes_over_a_better_bid_is_refused_whatever_else_is_left_over() -> None:
+    text = "sell 1 @ 1 A; buy 1 @ 10 x; buy 1 @ 7 x; buy 1 @ 5 y; buy 1 @ 3 x"
+    book = market(text).book()
+    assert fault(book, [CallFill(3, 1, 1)], clear(book)[1]) is NOT_OPTIMAL
+
+
 def test_38_the_lowest_supply_cell_gives_the_most_to_the_lowest_demand_cell() -> None:
     text = "sell 1 @ 5 A; sell 1 @ 5 B; buy 1 @ 9 y; buy 1 @ 9 x"
     assert cleared(text, "Ax Ay Bx By") == [(3, 2, 1), (4, 1, 1)]
@@ -167,6 +173,11 @@ def test_39_an_order_left_over_bounds_the_price_also_of_cells_it_is_tied_to() ->
     # The bid left over in y would have taken from A at 8, and B serves the same x as A.
     text = "sell 1 @ 5 A; sell 1 @ 5 B; buy 2 @ 10 x; buy 1 @ 8 y"
     assert priced(text, "Ax Bx Ay") == [("A", 8, 10, 9), ("B", 8, 10, 9)]
+
+
+def test_39_cells_between_which_nothing_can_meet_have_prices_of_their_own() -> None:
+    text = "sell 1 @ 5 A; buy 1 @ 10 x; sell 1 @ 6 B; buy 1 @ 8 y"
+    assert priced(text, "Ax By") == [("A", 5, 10, 7), ("B", 6, 8, 7)]
 
 
 def test_39_cells_that_do_not_trade_have_no_price() -> None:
@@ -198,6 +209,8 @@ def test_3_a_call_crosses_when_some_ask_may_meet_a_bid_within_the_collar() -> No
         ([(3, 1, 2), (4, 2, 2)], INFEASIBLE),
         ([(3, 1, 2), (4, 1, 1)], INFEASIBLE),
         ([(3, 2, 1), (4, 2, 1)], INFEASIBLE),
+        ([(3, 2, 1)], INFEASIBLE),
+        ([(4, 1, 1)], INFEASIBLE),
         ([(3, 1, 2), (9, 2, 1)], INFEASIBLE),
         ([(3, 1, 2), (4, 9, 1)], INFEASIBLE),
         ([(1, 3, 2), (4, 2, 1)], INFEASIBLE),

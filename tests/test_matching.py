@@ -187,6 +187,14 @@ def test_a_resting_block_trades_when_the_last_missing_ask_arrives() -> None:
     ]
 
 
+def test_a_resting_block_trades_when_an_ask_comes_down_to_its_limit() -> None:
+    waits = "bid 2 @ 100 hours 2; ask 1 1 @ 100; ask 1 1 @ 102; ask 1 2 @ 100 at 1; "
+    assert run(waits + "replace 3 to 1 @ 99") == [
+        "3 replaced: 1 @ 99, 1 left",
+        "block 1 at site 1: 1 @ 99 with 3, 1 @ 100 with 2, 2 @ 100 with 4",
+    ]
+
+
 def test_an_arriving_ask_trades_with_hourly_bids_before_blocks() -> None:
     assert run("bid 1 @ 200 hours 2; bid 1 @ 100; ask 1 1 @ 100 at 1; ask 1 1 @ 90") == ["1 @ 100 with 2"]
 
@@ -1215,6 +1223,12 @@ def test_a_position_that_is_no_longer_offered_can_be_offered_again() -> None:
     assert run(offered + "cancel 3; ask 1 2 @ 110 resell 1") == []
 
 
+def test_of_a_position_only_what_a_smaller_ask_gives_up_can_be_offered_again() -> None:
+    offered = "ask 1 3 @ 100; bid 3 @ 100; ask 1 3 @ 110 resell 1; replace 3 to 2 @ 110; "
+    assert run(offered + "ask 1 2 @ 110 resell 1") == ["rejected POSITION_EXCEEDED"]
+    assert run(offered + "ask 1 1 @ 110 resell 1") == []
+
+
 def test_who_bought_a_resold_position_may_resell_it() -> None:
     again = "ask 1 2 @ 100; bid 2 @ 100; ask 1 2 @ 110 resell 1; bid 2 @ 110 by 4; "
     assert run(again + "ask 1 2 @ 120 resell 2 by 4; bid 2 @ 120") == ["2 @ 120 with 5"]
@@ -1277,6 +1291,17 @@ def test_an_id_is_known_until_its_own_validity_has_ended() -> None:
     two = "bid 1 @ 90; cancel 1; later 10; bid 1 @ 90; cancel 2; later 595; "
     assert run(two + "repeat 1") == ["rejected COMMAND_EXPIRED"]
     assert run(two + "repeat 2") == ["2 repeated, 0 left"]
+
+
+def test_an_id_is_kept_nowhere_when_it_is_neither_valid_nor_open() -> None:
+    market = TwinMarket()
+    known = market.engine.market.accounts[BUYER].client_orders
+    market.play("bid 1 @ 90; cancel 1; later 10; bid 1 @ 90; cancel 2; bid 1 @ 90; later 592")
+    assert list(known) == ["o2", "o3"]
+    market.play("later 10")
+    assert list(known) == ["o3"]
+    market.play("cancel 3")
+    assert not known
 
 
 def test_an_order_is_named_by_its_number_or_by_its_clients_id() -> None:

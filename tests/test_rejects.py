@@ -449,6 +449,24 @@ ROWS: dict[R, tuple[Row, ...]] = {
             "the very same order again",
             before=(bid(1, 1, 100), CancelOrder(BUYER, 1)),
         ),
+        *(
+            Row(
+                ask(1, **{"site": EAST, "gpus": 1, "price": 100, **other}),
+                "client_order_id",
+                "the very same",
+                before=(ask(1, EAST, 1, 100),),
+            )
+            for other in ({"site": MIDDLE}, {"carbon": "D"}, {"carbon": None}, {"requirement": needs()})
+        ),
+        *(
+            Row(bid(1, 1, 100, **other), "client_order_id", "the very same", before=(bid(1, 1, 100),))
+            for other in (
+                {"requirement": needs(latency="L3")},
+                {"requirement": None},
+                {"site": EAST},
+                {"carbon": "E"},
+            )
+        ),
     ),
     R.DUPLICATE_ACCOUNT: (
         Row(RegisterAccount(BUYER, 9, authority=AUTHORITY), "account", "a new number above 0"),
