@@ -319,6 +319,7 @@ ROWS: dict[R, tuple[Row, ...]] = {
     R.UNKNOWN_ACCOUNT: (
         Row(bid(1, 1, 100, account=77), "account", "a registered account"),
         Row(bid(1, 1, 100, account=0), "account", "a registered account"),
+        Row(bid(1, 1, 100, account=OTHER_BUYER + 1), "account", "a registered account"),
         Row(CancelOrder(77, 1), "account", "a registered account"),
         Row(Deposit(0, 1, authority=AUTHORITY), "account", "a registered account"),
         Row(Withdraw(77, 1, authority=AUTHORITY), "account", "a registered account"),
@@ -353,6 +354,7 @@ ROWS: dict[R, tuple[Row, ...]] = {
     ),
     R.UNKNOWN_SITE: (
         Row(ask(1, 9, 1, 100), "site", "a certified site"),
+        Row(ask(1, WEST + 1, 1, 100), "site", "a certified site"),
         Row(derated(site=9), "site", "a certified site"),
         Row(supply_offer(site=9), "site", "a certified site"),
     ),
@@ -451,12 +453,17 @@ ROWS: dict[R, tuple[Row, ...]] = {
         ),
         *(
             Row(
-                ask(1, **{"site": EAST, "gpus": 1, "price": 100, **other}),
+                ask(1, site, 1, 100, **other),
                 "client_order_id",
                 "the very same",
                 before=(ask(1, EAST, 1, 100),),
             )
-            for other in ({"site": MIDDLE}, {"carbon": "D"}, {"carbon": None}, {"requirement": needs()})
+            for site, other in (
+                (MIDDLE, {}),
+                (EAST, {"carbon": "D"}),
+                (EAST, {"carbon": None}),
+                (EAST, {"requirement": needs()}),
+            )
         ),
         *(
             Row(bid(1, 1, 100, **other), "client_order_id", "the very same", before=(bid(1, 1, 100),))
