@@ -5,7 +5,7 @@ import asyncio
 import gc
 import signal
 import sys
-from collections import defaultdict, deque
+from collections import deque
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -16,13 +16,12 @@ from exchange.calls import price_of
 from exchange.clearer import Clearer, terms_of
 from exchange.clock import SimulatedClock, WallClock
 from exchange.contract import symbol
-from exchange.desk import LOW_DISK_BYTES, Desk, Request
+from exchange.desk import LOW_DISK_BYTES, Desk, Inbox, Request, note_answers
 from exchange.folder import DataFolder, FolderError
 from exchange.follower import Follower, Promoted
 from exchange.indicator import Indicator
-from exchange.link import CoreLostError, FrameBuffer, frame_of
+from exchange.link import CoreLostError, frame_of
 from exchange.log import FileLog, HeldLogError, Log, LogError
-from exchange.packing import READS_PLAIN_ORDERS, submitted
 from exchange.process import end_with_supervisor
 from exchange.quarantine import Quarantine
 from exchange.recovery import Recovered, keep_snapshot, recover
@@ -82,7 +81,7 @@ class _Client(asyncio.Protocol):
 
     def __init__(self, core: "Core") -> None:
         self._core = core
-        self._buffer = FrameBuffer(COMMAND_MAX_BYTES)
+        self._inbox = Inbox(self, COMMAND_MAX_BYTES)
         self._transport: asyncio.Transport | None = None
         self._is_known = False
 
@@ -95,22 +94,25 @@ class _Client(asyncio.Protocol):
         """Serve the frames that are whole now; who sends anything else is cut off."""
         self._core.look_at_clock()
         try:
-            for body in self._buffer.bodies(data):
-                plain = submitted(body) if READS_PLAIN_ORDERS and self._is_known else None
-                if plain is not None:
-                    self._core.submit(Request(self, plain.correlation, plain.command))
-                    continue
-                frame = frame_of(body)
-                if self._is_known:
-                    self._core.received(self, frame)
-                elif isinstance(frame, Hello):
-                    self._is_known = True
-                    self._core.welcome(self, frame.records)
+            for one in self._inbox.read(data):
+                if isinstance(one, Request) and self._is_known:
+                    self._core.submit(one)
                 else:
-                    self.close()
-                    return
+                    self._serve(one)
         except CoreLostError:
             self.close()
+        if self._inbox.is_broken:
+            self.close()
+
+    def _serve(self, one: Request | bytes) -> None:
+        frame = None if isinstance(one, Request) else frame_of(one)
+        if self._is_known and frame is not None:
+            self._core.received(self, frame)
+        elif isinstance(frame, Hello):
+            self._is_known = True
+            self._core.welcome(self, frame.records)
+        else:
+            raise CoreLostError("a client that did not say hello")
 
     def connection_lost(self, _error: Exception | None) -> None:
         """It is gone."""
@@ -283,13 +285,10 @@ class Core:
     def _durable(self, sequence: int) -> None:
         """Tell what is durable now: only now may anyone hear of it."""
         records: list[Record] = []
-        answers: dict[_Client, list[tuple[int, int]]] = defaultdict(list)
+        answers: dict[_Client, list[tuple[int, int]]] = {}
         while self._unsynced and self._unsynced[0].taken.records[-1].sequence <= sequence:
             taken, requests = self._unsynced.popleft()
-            base = len(records)
-            for place, request in zip(taken.answers, requests, strict=True):
-                if request.client is not None:
-                    answers[request.client].append((base + place, request.correlation))
+            note_answers(answers, len(records), taken.answers, requests)
             records += taken.records
         self._released = sequence
         self._wake.set()

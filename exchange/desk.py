@@ -8,9 +8,11 @@ from collections import deque
 from enum import IntEnum
 from typing import Any, Final, get_args
 
-from mypy_extensions import mypyc_attr
+from librt.strings import read_i32_be
+from mypy_extensions import i64, mypyc_attr
 
 from exchange import slots
+from exchange.packing import READS_PLAIN_ORDERS, submitted
 from schemas.commands import (
     AnyCommand,
     CancelOrder,
@@ -20,6 +22,7 @@ from schemas.commands import (
     OperatorCommand,
     Tick,
 )
+from schemas.link import LENGTH
 
 ORDINARY_MAX = 10_000
 CANCELS_MAX = 10_000
@@ -46,6 +49,8 @@ def _kind(command: type) -> Kind:
     return Kind.OPERATOR if issubclass(command, OperatorCommand | Tick) else Kind.ORDINARY
 
 
+_LENGTH_BYTES: Final = 4
+assert LENGTH.size == _LENGTH_BYTES
 _KINDS: dict[type, int] = {command: int(_kind(command)) for command in get_args(AnyCommand)}
 _ORDINARY: Final = int(Kind.ORDINARY)
 _CANCEL: Final = int(Kind.CANCEL)
@@ -71,6 +76,54 @@ class Request:
         else:
             self.kind = _KINDS[type(command)]
             self.account = None if self.kind == _OPERATOR else getattr(command, "account", None)
+
+
+class Inbox:
+    """Makes requests of what one client sends, in whatever pieces it comes."""
+
+    def __init__(self, client: Any, frame_max_bytes: int) -> None:
+        self._client = client
+        self._frame_max_bytes: i64 = frame_max_bytes
+        self._left = b""
+        self.is_broken = False
+        """Whether a frame was announced that is too large: what follows cannot be read."""
+
+    def read(self, data: bytes) -> list[Request | bytes]:
+        """Return what the data completes: plain orders as requests, any other frame as its bytes."""
+        if self._left:
+            data = self._left + data
+        found: list[Request | bytes] = []
+        at: i64 = 0
+        size: i64 = len(data)
+        while size - at >= _LENGTH_BYTES:
+            start = at + _LENGTH_BYTES
+            end = start + i64(read_i32_be(data, at))
+            if end < start or end - start > self._frame_max_bytes:
+                self.is_broken = True
+                break
+            if end > size:
+                break
+            body = data[start:end]
+            plain = submitted(body) if READS_PLAIN_ORDERS else None
+            found.append(body if plain is None else Request(self._client, plain.correlation, plain.command))
+            at = end
+        self._left = data[at:]
+        return found
+
+
+def note_answers(
+    answers: dict[Any, list[tuple[int, int]]], first: int, places: list[int], requests: list[Request]
+) -> None:
+    """Add to each client's answers where his record stands, counted from `first`, and his number for it."""
+    assert len(places) == len(requests)
+    for place, request in zip(places, requests):  # noqa: B905 - compiled, strict is slow
+        client = request.client
+        if client is not None:
+            own = answers.get(client)
+            if own is None:
+                own = []
+                answers[client] = own
+            own.append((first + place, request.correlation))
 
 
 @mypyc_attr(allow_interpreted_subclasses=True)

@@ -81,14 +81,6 @@ class FrameBuffer:
         Raises:
             CoreLostError: what came is no frame, or too large.
         """
-        return map(frame_of, self.bodies(data))
-
-    def bodies(self, data: bytes) -> Iterator[bytes]:
-        """Yield the bytes of the frames that `data` completes.
-
-        Raises:
-            CoreLostError: one is too large.
-        """
         data = self._left + data
         offset = 0
         while len(data) - offset >= LENGTH.size:
@@ -98,7 +90,7 @@ class FrameBuffer:
             end = offset + LENGTH.size + length
             if end > len(data):
                 break
-            yield data[offset + LENGTH.size : end]
+            yield frame_of(data[offset + LENGTH.size : end])
             offset = end
         self._left = data[offset:]
 

@@ -1,5 +1,6 @@
 """Who goes first, who is told to come back, and that nobody's own commands change places."""
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -7,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from exchange.desk import Desk, Kind, Request
+from exchange.desk import Desk, Inbox, Kind, Request
+from exchange.packing import bytes_of
 from exchange.slots import Command
+from schemas.codec import decode_command
 from schemas.commands import (
     AnyCommand,
     CancelOrder,
@@ -23,6 +26,7 @@ from schemas.commands import (
     SuspendAccount,
     Tick,
 )
+from schemas.link import LENGTH, AskClock, Frame, Hello, Submit, decode_frame, encode_frame
 from tests.market import bid
 from tests.test_rejects import offer, post, replaced
 
@@ -205,3 +209,41 @@ def test_a_disk_that_was_low_must_have_twice_the_bound_again() -> None:
     ):
         desk.look(free_bytes, 0)
         assert bool(desk.cancels_only) == is_low, free_bytes
+
+
+FRAMES = st.lists(
+    st.one_of(
+        st.builds(lambda n: Submit(n, bid(n, 1, 100)), st.integers(1, 2**40)),
+        st.builds(lambda n: Submit(n, CancelOrder(3, n)), st.integers(1, 2**40)),
+        st.builds(lambda n: Submit(n, replaced(1, 100)), st.integers(1, 2**40)),
+        st.builds(lambda n: Submit(n, MassCancel(3)), st.integers(1, 2**40)),
+        st.sampled_from([Hello(True), AskClock(5)]),
+    ),
+    max_size=6,
+)
+
+
+@given(FRAMES, st.lists(st.integers(0, 1000), max_size=8))
+def test_what_comes_in_any_pieces_is_read_as_it_was_sent(frames: list[Frame], cuts: list[int]) -> None:
+    stream = b"".join(map(encode_frame, frames))
+    places = sorted({0, len(stream), *(cut for cut in cuts if cut < len(stream))})
+    inbox = Inbox("client", 1000)
+    found: list[Frame] = []
+    for start, end in itertools.pairwise(places):
+        for one in inbox.read(stream[start:end]):
+            if isinstance(one, Request):
+                assert one.client == "client"
+                found.append(Submit(one.correlation, decode_command(bytes_of(one.command))))
+            else:
+                found.append(decode_frame(one))
+    assert found == frames
+    assert not inbox.is_broken
+
+
+@pytest.mark.parametrize("announced", [1001, 2**31 - 1, 2**31, 2**32 - 1])
+def test_a_frame_too_large_is_found_before_it_comes_and_after_those_before_it(announced: int) -> None:
+    inbox = Inbox(None, 1000)
+    (before,) = inbox.read(encode_frame(AskClock(5)) + LENGTH.pack(announced))
+    assert isinstance(before, bytes)
+    assert decode_frame(before) == AskClock(5)
+    assert inbox.is_broken
