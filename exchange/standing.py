@@ -35,7 +35,7 @@ def enter_offer(market: Market, command: EnterStandingOffer) -> Events:
     """Take a standing offer; its hours are listed by commands to come."""
     account = market.account(command.account)
     known = account.offers.get(command.name)
-    if known is not None and not (known.is_over and known.valid_until_ns < market.time_ns):
+    if known is not None and _is_taken(market, known):
         refuse(RejectReason.DUPLICATE_OFFER, "name", "a name that no offer of the account has")
     market.check_validity(command.valid_until_ns)
     market.check_lots(command.lots)
@@ -62,16 +62,8 @@ def enter_offer(market: Market, command: EnterStandingOffer) -> Events:
         refuse(RejectReason.HOURS_OUT_OF_RANGE, "until_hour", f"1 to {LONGEST_HOURS} hours after from_hour")
     if command.until_hour > market.hour + LONGEST_HOURS:
         refuse(RejectReason.BEYOND_HORIZON, "until_hour", f"within {LONGEST_HOURS} hours")
-    if command.until_hour <= market.closed_hour + 1:
-        refuse(RejectReason.GATE_CLOSED, "until_hour", "after an hour that is still open")
-    market.check_status(account)
-    most: int = market.limits.standing_offers_max
-    in_force = [offer for offer in account.offers.values() if not offer.is_over]
-    if len(in_force) >= most:
-        refuse(RejectReason.TOO_MANY_STANDING_OFFERS, "account", f"{most} offers")
-    market.last_offer_id += 1
     offer = Listing(
-        market.last_offer_id,
+        market.last_offer_id + 1,
         account,
         command.name,
         command.valid_until_ns,
@@ -87,6 +79,13 @@ def enter_offer(market: Market, command: EnterStandingOffer) -> Events:
         command.carbon,
         command.min_hours,
     )
+    _check_open(market, offer, "until_hour")
+    market.check_status(account)
+    most: int = market.limits.standing_offers_max
+    in_force = [one for one in account.offers.values() if one.offer_id in market.listings]
+    if len(in_force) >= most:
+        refuse(RejectReason.TOO_MANY_STANDING_OFFERS, "account", f"{most} offers")
+    market.last_offer_id = offer.offer_id
     _forget_offers(market, account)
     account.offers[command.name] = offer
     market.listings[offer.offer_id] = offer
@@ -94,16 +93,33 @@ def enter_offer(market: Market, command: EnterStandingOffer) -> Events:
     return [StandingOfferEntered(offer.offer_id, account.account)]
 
 
+def _is_taken(market: Market, offer: Listing) -> bool:
+    """Say whether the offer's name is: it is in force, or a late repeat may come to enter it again."""
+    return offer.offer_id in market.listings or offer.valid_until_ns >= market.time_ns
+
+
 def _forget_offers(market: Market, account: Account) -> None:
-    """Forget the names of offers that are over and that no late repeat may enter again."""
+    """Forget the names of offers that are no longer taken."""
     for name, offer in list(account.offers.items()):
-        if offer.is_over and offer.valid_until_ns < market.time_ns:
+        if not _is_taken(market, offer):
             del account.offers[name]
+
+
+def _stretch_from(offer: Listing, hour: int) -> int:
+    """Return the first hour of the offer's first stretch that begins at `hour` or later."""
+    behind = hour - offer.from_hour
+    return offer.from_hour if behind <= 0 else offer.from_hour + -(-behind // offer.hours) * offer.hours
+
+
+def _check_open(market: Market, offer: Listing, field: str) -> None:
+    """Refuse an offer of which every stretch has begun to close."""
+    if _stretch_from(offer, market.closed_hour + 1) + offer.hours > offer.until_hour:
+        refuse(RejectReason.GATE_CLOSED, field, "hours of a whole order that are still open")
 
 
 def schedule(market: Market, offer: Listing) -> None:
     """Have the offer's next hours listed: now, or when they enter the horizon."""
-    offer.next_hour = offer.whole_stretch_from(market.closed_hour + 1)
+    offer.next_hour = _stretch_from(offer, max(offer.next_hour, market.closed_hour + 1))
     last = offer.next_hour + offer.hours - 1
     if last <= market.hour + market.horizon_hours:
         market.pending_listings[offer.offer_id] = True
@@ -134,7 +150,7 @@ def list_offer(market: Market, offer_id: int) -> Events:
     del market.pending_listings[offer_id]
     offer = market.listings[offer_id]
     found: Events = []
-    hour = offer.whole_stretch_from(market.closed_hour + 1)
+    hour = _stretch_from(offer, max(offer.next_hour, market.closed_hour + 1))
     for _ in range(LISTED_AT_ONCE):
         if (
             hour + offer.hours > offer.until_hour
@@ -180,7 +196,7 @@ def _list(market: Market, offer: Listing, hour: int, events: Events) -> None:
 
 
 def _over(market: Market, offer: Listing, reason: EndReason) -> StandingOfferEnded:
-    """Let the offer list no more; it is known while an order that it listed is open."""
+    """Let the offer list no more; it stays in force while an order that it listed is open."""
     offer.is_over = True
     market.pending_listings.pop(offer.offer_id, None)
     if not offer.open_orders:
@@ -189,19 +205,23 @@ def _over(market: Market, offer: Listing, reason: EndReason) -> StandingOfferEnd
 
 
 def replace_offer(market: Market, command: ReplaceStandingOffer) -> Events:
-    """Give an offer other lots and prices: what it listed ends and is listed anew."""
+    """Give an offer other lots and prices: what it listed ends, and its hours are listed anew.
+
+    So also where it had listed its last hour.
+    """
     account = market.account(command.account)
     offer = _offer(market, account, command.offer_id)
     market.check_validity(command.valid_until_ns)
     market.check_lots(command.lots)
     _check_curve(market, command.price_curve)
-    if offer.is_over:
-        refuse(RejectReason.UNKNOWN_OFFER, "offer_id", "a standing offer that still lists hours")
     if command.lots == offer.lots and command.price_curve == offer.price_curve:
         refuse(RejectReason.NOTHING_TO_CHANGE, "lots", "other lots or another curve")
+    _check_open(market, offer, "offer_id")
     market.check_status(account)
     offer.lots = command.lots
     offer.price_curve = command.price_curve
+    # Before its orders end: one in force is not forgotten with the last of them.
+    offer.is_over = False
     events: Events = [StandingOfferReplaced(offer.offer_id, account.account)]
     events += market.end_all(list(offer.open_orders.values()), EndReason.WITHDRAWN)
     offer.next_hour = offer.from_hour

@@ -76,13 +76,9 @@ def _known_offers(market: Market) -> list[Listing]:
     found = dict(market.listings)
     for account in market.accounts.values():
         for offer in account.offers.values():
-            if _is_name_taken(market, offer):
+            if offer.valid_until_ns >= market.time_ns:
                 found[offer.offer_id] = offer
     return [found[offer_id] for offer_id in sorted(found)]
-
-
-def _is_name_taken(market: Market, offer: Listing) -> bool:
-    return not offer.is_over or offer.valid_until_ns >= market.time_ns
 
 
 def balances(market: Market) -> dict[tuple[int, int], int]:
@@ -351,8 +347,7 @@ def _restore_offer(market: Market, offered: OfferState) -> None:
     )
     offer.next_hour = offered.next_hour
     offer.is_over = offered.is_over
-    if _is_name_taken(market, offer):
-        offer.account.offers[offer.name] = offer
+    offer.account.offers[offer.name] = offer
     market.listings[offer.offer_id] = offer
 
 

@@ -1154,7 +1154,8 @@ class ReferenceEngine:
             return [Rejected(RejectReason.UNKNOWN_ACCOUNT)]
         mine = [o for o in self.offers if o.command.account == account]
         if any(
-            o.command.name == command.name and (o.lists or o.command.valid_until_ns >= self.now) for o in mine
+            o.command.name == command.name and (self.is_live(o) or o.command.valid_until_ns >= self.now)
+            for o in mine
         ):
             return [Rejected(RejectReason.DUPLICATE_OFFER)]
         for reason in self.validity(command.valid_until_ns):
@@ -1175,7 +1176,7 @@ class ReferenceEngine:
             return [Rejected(RejectReason.GATE_CLOSED)]
         if account in self.suspended:
             return [Rejected(RejectReason.ACCOUNT_SUSPENDED)]
-        if sum(o.lists for o in mine) >= limits.standing_offers_max:
+        if sum(self.is_live(o) for o in mine) >= limits.standing_offers_max:
             return [Rejected(RejectReason.TOO_MANY_STANDING_OFFERS)]
         self.offers.append(offer)
         return [StandingOfferEntered(offer.number, account)]
@@ -1185,7 +1186,7 @@ class ReferenceEngine:
         return len(curve) in (1, 24, 168) and prices_hold and max(curve) > 0
 
     def is_live(self, offer: Offer) -> bool:
-        """Say whether the offer still lists, or something that it listed is open."""
+        """Say whether the offer is in force: it still lists, or something that it listed is open."""
         return offer.lists or any(o.offer == offer.number for o in self.open_orders())
 
     def named_offer(self, number: int, account: int) -> Offer | None:
@@ -1256,7 +1257,7 @@ class ReferenceEngine:
         for reason in self.validity(command.valid_until_ns):
             return [Rejected(reason)]
         offer = self.named_offer(command.offer_id, command.account)
-        if offer is None or not offer.lists:
+        if offer is None:
             return [Rejected(RejectReason.UNKNOWN_OFFER)]
         if not self.curve_holds(command.price_curve):
             return [Rejected(RejectReason.CURVE_OUT_OF_RANGE)]
@@ -1264,11 +1265,14 @@ class ReferenceEngine:
             return [Rejected(RejectReason.QUANTITY_OUT_OF_RANGE)]
         if (command.lots, command.price_curve) == (offer.command.lots, offer.command.price_curve):
             return [Rejected(RejectReason.NOTHING_TO_CHANGE)]
+        terms = replace(offer.command, lots=command.lots, price_curve=command.price_curve)
+        anew = Offer(offer.number, terms, terms.from_hour)
+        self.pass_over(anew)
+        if not self.has_next(anew):
+            return [Rejected(RejectReason.GATE_CLOSED)]
         if command.account in self.suspended:
             return [Rejected(RejectReason.ACCOUNT_SUSPENDED)]
-        offer.command = replace(offer.command, lots=command.lots, price_curve=command.price_curve)
-        offer.next_hour, offer.lists = offer.command.from_hour, True
-        self.pass_over(offer)
+        self.offers[offer.number - 1] = anew
         return [StandingOfferReplaced(offer.number, command.account), *self.withdraw_listed(offer)]
 
     def cancel_offer(self, command: CancelStandingOffer) -> list[AnyEvent]:

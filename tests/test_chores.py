@@ -23,6 +23,7 @@ from exchange.link import CoreLink
 from exchange.log import FileLog, Log, LogReader, read_records
 from exchange.recovery import recover
 from exchange.sequencer import CHORES_MAX, Sequencer
+from gateway.state import State
 from schemas.commands import (
     AnyCommand,
     CancelOrder,
@@ -32,6 +33,7 @@ from schemas.commands import (
     HaltContract,
     ListStandingOffer,
     ProposeClearing,
+    ReplaceStandingOffer,
     ResumeContract,
     RetryBlock,
     Tick,
@@ -295,6 +297,25 @@ def test_an_offers_next_hours_are_listed_when_they_enter_the_horizon_without_a_c
     assert kinds(batch) == [Tick, ListStandingOffer]
     (listed,) = [event for event in batch[1].events if isinstance(event, OrderListed)]
     assert listed.order.delivery_hour == last + 1
+
+
+def test_an_offer_replaced_after_its_last_hour_is_shown_as_one_that_lists_again() -> None:
+    desk, state, shown = Desk(), State(), []
+    change = ReplaceStandingOffer(account=1, offer_id=1, valid_until_ns=START_NS, lots=2, price_curve=(101,))
+    desk.give(offer(30))
+    desk.give(change)
+    for record in map(decoded, desk.log.read(1)):
+        state.apply(record)
+        for told in map(state.offer_result, state.account(1).offers.values()):
+            shown.append((type(record.command), told.gpus, told.status, told.end_reason, told.open_orders))
+    assert shown == [
+        (EnterStandingOffer, "1", "listing", None, 0),
+        (ListStandingOffer, "1", "listing", None, 24),
+        (ListStandingOffer, "1", "ended", "expired", 30),
+        (ReplaceStandingOffer, "2", "listing", None, 0),
+        (ListStandingOffer, "2", "listing", None, 24),
+        (ListStandingOffer, "2", "ended", "expired", 30),
+    ]
 
 
 def test_two_restarts_in_the_middle_of_chores_lose_and_repeat_none(tmp_path: Path) -> None:

@@ -1171,6 +1171,36 @@ def test_a_replaced_offer_lists_its_hours_anew() -> None:
     ]
 
 
+def test_an_offer_that_has_listed_its_last_hour_is_replaced_like_any_other() -> None:
+    over = "standing ask 1 3 @ 100 at 0 until 2; chores; "
+    anew = over + "replace offer 1 to 2 @ 101; "
+    assert run(over + "replace offer 1 to 2 @ 101") == [
+        "offer 1 replaced",
+        "1 ended withdrawn, 3 left",
+        "2 ended withdrawn, 3 left",
+    ]
+    assert run(anew + "chores") == [
+        "offer 1 listed to 2",
+        "3 listed: 2 @ 101 at 0",
+        "4 listed: 2 @ 101 at 1",
+        "offer 1 ended expired",
+    ]
+    assert run(anew + "cancel offer 1") == ["offer 1 ended withdrawn"]
+    assert run(anew + "chores; cancel all by 1; replace offer 1 to 3 @ 90") == ["rejected UNKNOWN_OFFER"]
+
+
+def test_of_an_offer_of_runs_a_stretch_that_has_begun_to_close_is_not_listed_anew() -> None:
+    begun = (
+        "standing ask 1 3 @ 100 at 0 until 4 hours 2 stretch 1; chores; gate 0; replace offer 1 to 2 @ 100"
+    )
+    assert run(begun) == ["offer 1 replaced", "1 ended withdrawn, 3 left", "2 ended withdrawn, 6 left"]
+    assert run(begun + "; chores") == [
+        "offer 1 listed to 4",
+        "3 listed: 2 @ 100 at 2",
+        "offer 1 ended expired",
+    ]
+
+
 def test_an_hour_that_closed_before_it_was_listed_is_passed_over() -> None:
     assert (
         run("venue short; standing bid 2 @ 90 at 13 until 17; gate 13; chores")[1] == "1 listed: 2 @ 90 at 14"

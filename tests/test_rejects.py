@@ -165,11 +165,16 @@ def supply_offer(**changes: object) -> EnterStandingOffer:
     )
 
 
-def other_offer(lots: int = 1, curve: tuple[int, ...] = (100,), account: int = BUYER) -> ReplaceStandingOffer:
+def other_offer(
+    lots: int = 1,
+    curve: tuple[int, ...] = (100,),
+    account: int = BUYER,
+    valid_until_ns: int = START_NS + 600 * SECOND,
+) -> ReplaceStandingOffer:
     return ReplaceStandingOffer(
         account=account,
         offer_id=1,
-        valid_until_ns=START_NS + 600 * SECOND,
+        valid_until_ns=valid_until_ns,
         lots=lots,
         price_curve=curve,
     )
@@ -430,7 +435,19 @@ ROWS: dict[R, tuple[Row, ...]] = {
         Row(
             offer(from_hour=FIRST_HOUR - 20, until_hour=FIRST_HOUR - 9),
             "until_hour",
-            "an hour that is still open",
+            "hours of a whole order that are still open",
+        ),
+        Row(
+            offer(from_hour=FIRST_HOUR - 10, until_hour=FIRST_HOUR - 8, hours=2),
+            "until_hour",
+            "hours of a whole order",
+        ),
+        Row(
+            other_offer(2, account=SELLER, valid_until_ns=GATE),
+            "offer_id",
+            "hours of a whole order",
+            before=(supply_offer(hours=2, min_hours=1), ListStandingOffer(1)),
+            time_ns=GATE,
         ),
         Row(derated(from_hour=FIRST_HOUR - 20, until_hour=FIRST_HOUR - 9), "until_hour", "still open"),
     ),
@@ -684,7 +701,12 @@ ROWS: dict[R, tuple[Row, ...]] = {
         Row(CancelStandingOffer(BUYER, 1), "offer_id", "a standing offer of the account"),
         Row(CancelStandingOffer(OTHER_BUYER, 1), "offer_id", "of the account", before=(offer(),)),
         Row(other_offer(2), "offer_id", "a standing offer of the account"),
-        Row(other_offer(2), "offer_id", "still lists hours", before=(offer(), ListStandingOffer(1))),
+        Row(
+            other_offer(2),
+            "offer_id",
+            "a standing offer of the account",
+            before=(offer(), ListStandingOffer(1), MassCancel(BUYER)),
+        ),
         Row(
             CancelStandingOffer(BUYER, 1),
             "offer_id",
@@ -841,6 +863,13 @@ ROWS: dict[R, tuple[Row, ...]] = {
     ),
     R.TOO_MANY_STANDING_OFFERS: (
         Row(offer(name="f2"), "account", "1 offers", before=(offer(),), venue=VENUES["narrow"]),
+        Row(
+            offer(name="f2"),
+            "account",
+            "1 offers",
+            before=(offer(), ListStandingOffer(1)),
+            venue=VENUES["narrow"],
+        ),
     ),
     R.CLEARING_INFEASIBLE: tuple(
         Row(proposal(*fills), "fills", "the one clearing", before=CLEARING, time_ns=CALL_END)
