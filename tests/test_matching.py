@@ -124,6 +124,14 @@ def test_the_gate_ends_what_is_open_and_closes_the_contract() -> None:
     assert run("gate 0; bid 1 @ 90") == ["rejected GATE_CLOSED"]
 
 
+def test_gates_and_hours_pass_each_at_its_own_time() -> None:
+    """A quarter of an hour before each hour is a gate; at the hour one more enters the horizon."""
+    assert run("gate -9; bid 1 @ 90 at -9") == ["rejected GATE_CLOSED"]
+    assert run("gate -9; until -9; gate -8; bid 1 @ 90 at -8") == ["rejected GATE_CLOSED"]
+    assert run("venue short; gate -9; bid 1 @ 90 at 15") == ["rejected BEYOND_HORIZON"]
+    assert run("venue short; gate -9; until -9; bid 1 @ 90 at 15") == []
+
+
 def test_an_hour_that_has_closed_is_kept_nowhere() -> None:
     market = TwinMarket()
     market.play("ask 1 1 @ 100; ask 1 1 @ 100 at 1; gate 0")

@@ -1046,6 +1046,12 @@ def test_nothing_stays_due_of_what_is_over() -> None:
         engine.apply(START_NS, command)
     engine.apply(GATE, Tick())
     assert engine.next_due_ns() is None
+    last_gate = GATE + HOUR_NS
+    later = {"time_in_force": TimeInForce.GTD, "expire_ns": last_gate + 1}
+    engine = prepared(Row(Tick(), "", ""))
+    engine.apply(START_NS, ask(1, EAST, 1, 100, hours=2, min_hours=1, **later))
+    engine.apply(last_gate, Tick())
+    assert engine.next_due_ns() is None
 
 
 def test_the_name_of_an_offer_that_is_over_is_part_of_the_state_while_it_is_taken() -> None:
