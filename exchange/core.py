@@ -49,7 +49,7 @@ from schemas.link import (
     SetClock,
     Submit,
     Welcome,
-    encode_frame,
+    encode_parts,
 )
 from schemas.records import Record
 
@@ -126,7 +126,7 @@ class _Client(asyncio.Protocol):
         if self._transport.get_write_buffer_size() > BACKLOG_MAX_BYTES:
             self._transport.abort()
             return
-        self._transport.write(encode_frame(frame))
+        self._transport.writelines(encode_parts(frame))
 
     def close(self) -> None:
         """End the connection when what was sent is written."""

@@ -7,7 +7,7 @@ orders, cancels and replaces; for these it pays to go without. All else is left 
 from typing import Final
 
 from librt.strings import BytesWriter, read_i16_be, read_i32_be, read_i64_be, write_i32_be, write_i64_be
-from mypy_extensions import i32, i64
+from mypy_extensions import i32, i64, u8
 
 from exchange import ENGINE_BUILD
 from exchange.build import COMPILED
@@ -343,47 +343,47 @@ def _integer(out: BytesWriter, value: int) -> None:
     number: i64 = value
     if number >= 0:
         if number < 0x80:
-            out.append(number)
+            out.append(u8(number))
         elif number < 0x100:
-            out.append(0xCC)
-            out.append(number)
+            out.append(u8(0xCC))
+            out.append(u8(number))
         elif number < 0x10000:
-            out.append(0xCD)
-            out.append(number >> 8)
-            out.append(number & 0xFF)
+            out.append(u8(0xCD))
+            out.append(u8(number >> 8))
+            out.append(u8(number & 0xFF))
         elif number < 0x100000000:
-            out.append(0xCE)
+            out.append(u8(0xCE))
             write_i32_be(out, i32(number if number < 0x80000000 else number - 0x100000000))
         else:
-            out.append(0xCF)
+            out.append(u8(0xCF))
             write_i64_be(out, number)
     elif number >= -0x20:
-        out.append(number + 0x100)
+        out.append(u8(number + 0x100))
     elif number >= -0x80:
-        out.append(0xD0)
-        out.append(number + 0x100)
+        out.append(u8(0xD0))
+        out.append(u8(number + 0x100))
     elif number >= -0x8000:
-        out.append(0xD1)
-        out.append((number >> 8) + 0x100)
-        out.append(number & 0xFF)
+        out.append(u8(0xD1))
+        out.append(u8((number >> 8) + 0x100))
+        out.append(u8(number & 0xFF))
     elif number >= -0x80000000:
-        out.append(0xD2)
+        out.append(u8(0xD2))
         write_i32_be(out, i32(number))
     else:
-        out.append(0xD3)
+        out.append(u8(0xD3))
         write_i64_be(out, number)
 
 
 def _text(out: BytesWriter, text: str) -> None:
     """Write a text of fewer than 256 bytes."""
     data = text.encode()
-    size = len(data)
+    size: i64 = len(data)
     if size >= 32:
         assert size < 256
-        out.append(0xD9)
-        out.append(size)
+        out.append(u8(0xD9))
+        out.append(u8(size))
     else:
-        out.append(0xA0 + size)
+        out.append(u8(0xA0 + size))
     out.write(data)
 
 
@@ -458,7 +458,7 @@ def _packed_trade(event: Traded) -> bytes:
     fields += _unless_0(out, _SELLER_FEE, event.seller_fee_micros)
     fields += _unless_0(out, _SELLER_RELEASED, event.seller_released_micros)
     # A struct that may have more than 15 fields has its count in two bytes.
-    out[2] = fields
+    out[2] = u8(fields)
     return out.getvalue()
 
 

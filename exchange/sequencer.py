@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from msgspec import Raw
 
@@ -23,6 +23,10 @@ CHORES_MAX = 100
 
 
 SALTS_AT_ONCE = 256
+
+# Found at once; a name that comes from where nothing is compiled is looked up each time.
+_RAW: Final = Raw
+_RECORD: Final = Record
 
 
 class CommandFailedError(Exception):
@@ -62,8 +66,7 @@ class Sequencer:
         self._clock = clock
         self._draw_salt = draw_salt
         # Drawn for many records at once: to ask the system for each would cost as much as to encode it.
-        self._salts = b""
-        self._salts_used = 0
+        self._salts: list[bytes] = []
         self._draw_below = draw_below
         # When each call is to end, by class, hour and start.
         self._call_ends: dict[tuple[str, int, int], int] = {}
@@ -159,19 +162,22 @@ class Sequencer:
     def _apply(self, time_ns: int, command: AnyCommand | Command) -> Record:
         try:
             events = self.engine.execute(time_ns, taken(command))
-            encoded = Raw(bytes_of(command)), tuple([Raw(packed(event)) for event in events])
+            data, parts = _RAW(bytes_of(command)), tuple([_RAW(packed(event)) for event in events])
         except Exception as error:
             raise CommandFailedError(command) from error
-        if isinstance(command, CorrectClock) and isinstance(events[0], ClockCorrected):
-            self._clock.correct()
-        record = Record(self._next, time_ns, self._salt(), *encoded)
+        if not isinstance(command, Command) and isinstance(command, CorrectClock):
+            self._corrected(events[0])
+        record = _RECORD(self._next, time_ns, self._salt(), data, parts)
         self._next += 1
         return record
 
+    def _corrected(self, event: object) -> None:
+        if isinstance(event, ClockCorrected):
+            self._clock.correct()
+
     def _salt(self) -> bytes:
-        start = self._salts_used
-        if start == len(self._salts):
-            self._salts = self._draw_salt(SALTS_AT_ONCE * SALT_BYTES)
-            start = 0
-        self._salts_used = start + SALT_BYTES
-        return self._salts[start : start + SALT_BYTES]
+        if not self._salts:
+            drawn = self._draw_salt(SALTS_AT_ONCE * SALT_BYTES)
+            ends = range(len(drawn), 0, -SALT_BYTES)
+            self._salts = [drawn[end - SALT_BYTES : end] for end in ends]
+        return self._salts.pop()

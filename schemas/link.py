@@ -106,8 +106,13 @@ _decoder: msgspec.msgpack.Decoder[AnyFrame] = msgspec.msgpack.Decoder(AnyFrame)
 
 def encode_frame(frame: Frame) -> bytes:
     """Return the frame's bytes with their length before them."""
+    return b"".join(encode_parts(frame))
+
+
+def encode_parts(frame: Frame) -> tuple[bytes, bytes]:
+    """Return the length and the frame's bytes, to be sent one after the other."""
     body = _encoder.encode(frame)
-    return LENGTH.pack(len(body)) + body
+    return LENGTH.pack(len(body)), body
 
 
 def decode_frame(body: bytes | memoryview) -> AnyFrame:
