@@ -15,6 +15,7 @@ import google_crc32c
 import msgspec
 
 from exchange.disk import Disk, FolderDisk
+from exchange.folder import FolderError
 from exchange.lock import FolderLock, HeldError
 from schemas.records import Record
 
@@ -169,7 +170,8 @@ class SegmentLog:
             OSError: a write or a sync failed; the log must not be written again.
         """
         assert records[0].sequence == self._last + 1
-        if self._size >= self._segment_max_bytes:
+        # A segment without a record is not full, whatever seals and epochs stand in it: its name is taken.
+        if self._size >= self._segment_max_bytes and self._segment <= self._last:
             # Its last seal too: a tear in a segment that has a successor would be damage.
             self._disk.sync(self._segment)
             self._start_segment()
@@ -212,10 +214,11 @@ class SegmentLog:
         self._disk.create(self._segment)
 
     def _recover(self, not_below: int) -> None:
-        found = self._disk.segments()
+        found = _segments(self._disk)
         end, size = 0, 0
         for segment in found:
             name, data = self._disk.name(segment), self._disk.read(segment)
+            _refuse_other_name(name, segment, self._last + 1)
             _refuse_other_version(name, data)
             end, size = 0, len(data)
             while end < size:
@@ -224,8 +227,7 @@ class SegmentLog:
                     self._refuse_damage_before_tail(name, data, end, segment == found[-1])
                     break
                 where = f"{name} at byte {end}"
-                if batch.first_sequence != self._last + 1:
-                    raise LogError(f"{where}: sequence {batch.first_sequence} found, {self._last + 1} due")
+                _refuse_other_sequence(where, batch, self._last + 1)
                 self.epoch = _next_epoch(where, self.epoch, batch)
                 self._last = batch.last_sequence
                 self._known_durable = max(self._known_durable, batch.durable)
@@ -290,6 +292,24 @@ class FileLog(SegmentLog):
         self._lock.release()
 
 
+def _segments(disk: Disk) -> list[int]:
+    try:
+        return disk.segments()
+    except FolderError as error:
+        raise LogError(str(error)) from None
+
+
+def _refuse_other_name(name: str, segment: int, due: int) -> None:
+    """A crash leaves a segment empty, but none that does not go on where the one before it ends."""
+    if segment != due:
+        raise LogError(f"{name} is named after record {segment}, but record {due} is due")
+
+
+def _refuse_other_sequence(where: str, batch: Batch, due: int) -> None:
+    if batch.first_sequence != due:
+        raise LogError(f"{where}: sequence {batch.first_sequence} found, {due} due")
+
+
 def _refuse_other_version(name: str, data: bytes) -> None:
     if len(data) >= 4 and data[:3] == _MAGIC[:3] and data[:4] != _MAGIC:
         raise LogError(f"{name} is of log format {data[3:4]!r}; this version reads format {_MAGIC[3:]!r}")
@@ -329,36 +349,37 @@ def read_records(place: Path | Disk, first: int = 1, last: int | None = None) ->
         LogError: a batch is damaged or missing before the last one asked for.
     """
     disk = _disk(place)
-    expected, epoch = 0, 1
-    found = disk.segments()
+    due, epoch = 0, 1
+    found = _segments(disk)
     if found and found[0] > first:
         raise LogError(f"the log starts at {found[0]}; {first} was asked for")
     for index, segment in enumerate(found):
         if index + 1 < len(found) and found[index + 1] <= first:
             continue
         name, data = disk.name(segment), disk.read(segment)
+        due = due or segment
+        _refuse_other_name(name, segment, due)
         _refuse_other_version(name, data)
         offset = 0
         while offset < len(data):
             batch = batch_at(data, offset)
             if batch is None:
-                torn = index == len(found) - 1 and _durable_later(data, offset) < max(expected, 1)
+                torn = index == len(found) - 1 and _durable_later(data, offset) < due
                 if last is None and torn:
                     return
                 raise LogError(f"{name} is damaged at byte {offset}")
             where = f"{name} at byte {offset}"
-            if expected and batch.first_sequence != expected:
-                raise LogError(f"{where}: {batch.first_sequence} found, {expected} expected")
+            _refuse_other_sequence(where, batch, due)
             epoch = _next_epoch(where, epoch, batch)
-            expected = batch.last_sequence + 1
-            if expected > first:
+            due = batch.last_sequence + 1
+            if due > first:
                 for record in batch.records():
                     if last is not None and record.sequence > last:
                         return
                     if record.sequence >= first:
                         yield record
             offset = batch.end
-            if last is not None and expected > last:
+            if last is not None and due > last:
                 return
 
 
@@ -368,7 +389,7 @@ def durable_end(place: Path | Disk) -> int:
     Whole batches behind damage count: to read up to there is to find it.
     """
     disk = _disk(place)
-    found = disk.segments()
+    found = _segments(disk)
     if not found:
         return 0
     # A segment is begun when all before it is durable.
@@ -390,6 +411,7 @@ class LogReader:
         self._next = first
         self._segment = 0
         self._offset = 0
+        self._due = 0
         self._epoch = 1
 
     def poll(self) -> list[Record]:
@@ -402,7 +424,7 @@ class LogReader:
         ready: list[Record] = []
         while self._segment or self._find():
             # Listed before the segment is read: it grows no more once it has a successor.
-            later = [segment for segment in self._disk.segments() if segment > self._segment]
+            later = [segment for segment in _segments(self._disk) if segment > self._segment]
             name, data = self._disk.name(self._segment), self._disk.read(self._segment, self._offset)
             batches: list[Batch] = []
             # A segment is begun when all before it is durable.
@@ -417,26 +439,28 @@ class LogReader:
                 # The rest is read again: should its writer die, the next one may have to cut it.
                 if batch.last_sequence > durable:
                     break
-                self._epoch = _next_epoch(f"{name} at byte {self._offset + consumed}", self._epoch, batch)
+                where = f"{name} at byte {self._offset + consumed}"
+                _refuse_other_sequence(where, batch, self._due)
+                self._epoch = _next_epoch(where, self._epoch, batch)
                 ready += [record for record in batch.records() if record.sequence >= self._next]
+                self._due = batch.last_sequence + 1
                 consumed = batch.end
             self._offset += consumed
             if not later:
                 break
             if offset < len(data):
                 raise LogError(f"{name} is damaged at byte {self._offset}")
+            _refuse_other_name(self._disk.name(later[0]), later[0], self._due)
             self._segment, self._offset = later[0], 0
-        for record in ready:
-            if record.sequence != self._next:
-                raise LogError(f"the log lacks record {self._next}; {record.sequence} follows")
-            self._next += 1
+        if ready:
+            self._next = ready[-1].sequence + 1
         return ready
 
     def _find(self) -> bool:
-        found = self._disk.segments()
+        found = _segments(self._disk)
         for segment in reversed(found):
             if segment <= self._next:
-                self._segment, self._offset = segment, 0
+                self._segment, self._offset, self._due = segment, 0, segment
                 return True
         if found:
             raise LogError(f"the log starts at {found[0]}; {self._next} was asked for")

@@ -212,13 +212,72 @@ def test_damage_in_a_segment_that_is_not_the_last_is_no_torn_tail(tmp_path: Path
 def test_a_missing_segment_is_refused(tmp_path: Path, missing: int) -> None:
     sealed(tmp_path, (2,) * 6, segment_max_bytes=300)
     segments(tmp_path)[missing].unlink()
-    with pytest.raises(LogError, match="found"):
+    due = 1 + 2 * missing
+    gap = re.escape(f"{segments(tmp_path)[missing]} is named after record {due + 2}, but record {due} is due")
+    with pytest.raises(LogError, match=gap):
         FileLog(tmp_path)
-    words = "starts at 3; 1 was asked for" if missing == 0 else "found"
-    with pytest.raises(LogError, match=words):
-        list(read_records(tmp_path))
-    with pytest.raises(LogError, match="starts at 3" if missing == 0 else "lacks record 3"):
-        followed(tmp_path)
+    for read in (lambda: list(read_records(tmp_path)), lambda: followed(tmp_path)):
+        with pytest.raises(LogError, match="starts at 3; 1 was asked for" if missing == 0 else gap):
+            read()
+
+
+def test_records_lost_before_an_empty_last_segment_are_missed(tmp_path: Path) -> None:
+    """A writer that did not see the gap would hand out the lost numbers once more."""
+    sealed(tmp_path, (2,) * 4, segment_max_bytes=300)
+    *_, lost = segments(tmp_path)
+    empty = lost.with_name(f"{9:020d}.log")
+    empty.touch()
+    lost.unlink()
+    words = re.escape(f"{empty} is named after record 9, but record {int(lost.stem)} is due")
+    reads: tuple[Callable[[], object], ...] = (
+        lambda: FileLog(tmp_path),
+        lambda: list(read_records(tmp_path)),
+        lambda: list(read_records(tmp_path, 1, durable_end(tmp_path))),
+        lambda: followed(tmp_path),
+    )
+    for read in reads:
+        with pytest.raises(LogError, match=words):
+            read()
+    assert empty.read_bytes() == b"", "a refused log is left as it was found"
+
+
+@pytest.mark.parametrize("number", [4, 999])
+def test_an_empty_segment_that_does_not_go_on_where_the_log_ends_is_refused(
+    tmp_path: Path, number: int
+) -> None:
+    sealed(tmp_path, (2, 3))
+    stray = tmp_path / f"{number:020d}.log"
+    stray.touch()
+    words = re.escape(f"{stray} is named after record {number}, but record 6 is due")
+    for read in (lambda: FileLog(tmp_path), lambda: followed(tmp_path), lambda: list(read_records(tmp_path))):
+        with pytest.raises(LogError, match=words):
+            read()
+    stray.unlink()
+    log = FileLog(tmp_path)
+    assert log.last_sequence == 5
+    log.close()
+
+
+@pytest.mark.parametrize("next_epoch", [False, True])
+def test_a_crash_after_the_next_segment_was_begun_leaves_a_log_that_goes_on(
+    tmp_path: Path, next_epoch: bool
+) -> None:
+    records = written(tmp_path, (2, 3))
+    begun = tmp_path / f"{6:020d}.log"
+    begun.touch()
+    assert plain(followed(tmp_path)) == plain(records)
+    for _ in range(2):
+        log = FileLog(tmp_path, 100, next_epoch=next_epoch)
+        assert log.last_sequence == 5
+        assert log.cut_bytes == 0
+        abandon(log)
+    log = FileLog(tmp_path, 100)
+    log.append(batch(6, 2))
+    log.append(batch(8, 1))
+    log.close()
+    assert plain(list(read_records(tmp_path))) == plain([*records, *batch(6, 3)])
+    assert plain(followed(tmp_path, 4)) == plain([*records[3:], *batch(6, 3)])
+    assert begun.stat().st_size > 0
 
 
 def test_a_log_that_ends_early_is_read_as_far_as_it_goes(tmp_path: Path) -> None:
