@@ -97,6 +97,8 @@ class Depth:
         self.levels: dict[Contract, dict[Level, int]] = {}
         self.orders: dict[int, OpenOrder] = {}
         self._sites: dict[int, CertifySite] = {}
+        # By trade id, which ascends from 1 without a gap: a resale may name its position alone.
+        self._trade_sites: list[int] = []
         self._moved: dict[tuple[Contract, Level], int] = {}
 
     def apply(self, record: Decoded) -> Changes:
@@ -113,10 +115,12 @@ class Depth:
                 case OrderListed():
                     self._enter(OpenOrder(event.order_id, event.order))
                 case Traded():
+                    self._trade_sites.append(event.site)
                     self._fill(event.bid_order_id, event)
                     self._fill(event.ask_order_id, event)
                 case BlockTraded():
                     for leg in event.legs:
+                        self._trade_sites.append(leg.site)
                         self._fill(leg.bid_order_id, leg)
                         self._fill(leg.ask_order_id, leg)
                 case OrderReplaced() | OrderReduced() | OrderEnded():
@@ -178,6 +182,6 @@ class Depth:
     def _cell(self, command: EnterOrder) -> Supply | Requirement:
         if command.requirement is not None:
             return command.requirement
-        certificate = self._sites[command.site]
+        certificate = self._sites[command.site or self._trade_sites[command.position - 1]]
         assert command.carbon is not None
         return Supply(certificate.zone, command.carbon, certificate.security)

@@ -1,6 +1,6 @@
 """How an order comes in: every general test, in the order of the rulebook, then acceptance."""
 
-from typing import Final
+from typing import Final, NoReturn
 
 from exchange import slots
 from exchange.blocks import (
@@ -162,7 +162,7 @@ def _is_repeat(market: Market, known: Order, command: EnterOrder) -> bool:
     assert site is not None
     return (
         need is None
-        and site.number == command.site
+        and (site.number == command.site or (command.site == 0 and known.position is not None))
         and command.carbon is not None
         and market.eligibility.carbon.get(command.carbon) == market.eligibility.carbon_of(known.cell)
     )
@@ -228,9 +228,16 @@ def supply_site(
     need: Requirement | None,
     carbon: str | None,
 ) -> Site:
-    """Return the site an ask names, or refuse; it is the account's own unless a position is resold."""
-    if need is not None or not number or carbon is None:
-        refuse(RejectReason.SIDE_FIELDS_MISMATCH, "site", "an ask names a site and its carbon grade")
+    """Return the site an ask names, or its position's, or refuse; without a position it is the account's."""
+    if need is not None or not (number or position) or carbon is None:
+        refuse(
+            RejectReason.SIDE_FIELDS_MISMATCH, "site", "an ask names a site or a position, and a carbon grade"
+        )
+    if not number:
+        fill = market.fill_of(position)
+        if fill is None:
+            _refuse_position()
+        number = fill.trade.site
     site = market.site(number)
     if site is None:
         refuse(RejectReason.UNKNOWN_SITE, "site", "a certified site")
@@ -253,12 +260,16 @@ def _position(market: Market, account: Account, command: EnterOrder, site: Site)
         or fill.trade.delivery_hour != command.delivery_hour
         or fill.trade.site != site.number
     ):
-        refuse(
-            RejectReason.UNKNOWN_POSITION,
-            "position",
-            "a trade by which the account bought in this contract from this site",
-        )
+        _refuse_position()
     return fill
+
+
+def _refuse_position() -> NoReturn:
+    refuse(
+        RejectReason.UNKNOWN_POSITION,
+        "position",
+        "a trade by which the account bought in this contract from this site",
+    )
 
 
 def supply_cell(market: Market, site: Site, carbon: str | None, position: Fill | None) -> int:

@@ -463,6 +463,9 @@ class ReferenceEngine:
     def enter(self, command: EnterOrder) -> list[AnyEvent]:
         if command.account not in self.groups:
             return [Rejected(RejectReason.UNKNOWN_ACCOUNT)]
+        # Who resells may leave the site to the position.
+        if command.position and not command.site and 1 <= command.position <= len(self.positions):
+            command = replace(command, site=self.positions[command.position - 1].trade.site)
         for order in self.orders:
             if (
                 not order.offer
@@ -563,6 +566,9 @@ class ReferenceEngine:
             return
         if command.position and command.hours > 1:
             yield RejectReason.SIDE_FIELDS_MISMATCH
+        if not command.site:
+            yield RejectReason.UNKNOWN_POSITION if command.position else RejectReason.SIDE_FIELDS_MISMATCH
+            return
         if command.site not in self.sites:
             yield RejectReason.UNKNOWN_SITE
             return

@@ -231,7 +231,7 @@ def every_act(script: Script, sign_operator: Sign) -> None:
     _, traded = bid("all", 16, 2, 1010, time_in_force=TimeInForce.FOK)
     ask("passive", 16, 1, 1100, post_only=True)
     assert isinstance(traded, Traded)
-    again = {"account": 4, "position": traded.trade_id}
+    again = {"account": 4, "site": 0, "position": traded.trade_id}
     ask("again", 16, 1, 1005, **again)
     bid("taken again", 16, 2, 1010, account=5, time_in_force=TimeInForce.IOC)
     replace_order("iceberg", 5, 1010)
@@ -649,7 +649,7 @@ def test_what_a_standing_offer_lists_is_told_under_its_number(market: Market) ->
 
 def test_a_resale_names_its_position_in_orders_trades_and_deliveries(market: Market) -> None:
     (bought,) = [row["transaction_id"] for row in life_of(market, "all") if row["event"] == "FILL"]
-    assert {row["position"] for row in life_of(market, "again")} == {bought}
+    assert {(row["position"], row["site"]) for row in life_of(market, "again")} == {(bought, "1")}
     for table in ("trades", "deliveries"):
         (resale,) = [row for row in rows(market.folder, table) if row["position"]]
         assert (resale["position"], resale["seller"], resale["buyer"]) == (bought, "4", "5")

@@ -680,7 +680,7 @@ class Flow:
                 delivery_hour=trade.delivery_hour,
                 lots=step.lots,
                 price_ticks=step.price,
-                site=trade.site,
+                site=trade.site if step.lots > 1 else 0,
                 position=trade.trade_id,
                 carbon=step.carbon or self.terms[trade.ask_order_id].carbon,
             )

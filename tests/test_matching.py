@@ -1267,6 +1267,24 @@ def test_of_a_position_only_what_a_smaller_ask_gives_up_can_be_offered_again() -
     assert run(offered + "ask 1 1 @ 110 resell 1") == []
 
 
+def test_a_resale_may_leave_its_site_to_its_position() -> None:
+    bought = "ask 3 2 @ 100 carbon B; bid 2 @ 100; ask 0 2 @ 110 resell 1 carbon B; "
+    assert run(bought + "bid 1 @ 110 by 4 from west L1 B S1") == ["1 @ 110 with 3"]
+    assert run(bought + "bid 1 @ 110 by 4; repeat 3") == ["3 repeated, 1 left"]
+    named = bought.replace("ask 0", "ask 3")
+    assert run(named + "replace 3 to 1 @ 110; bid 1 @ 110 by 4") == ["1 @ 110 with 3"]
+    assert run("ask 1 2 @ 100; bid 2 @ 100; ask 2 2 @ 110 resell 1") == ["rejected UNKNOWN_POSITION"]
+
+
+def test_the_same_resale_with_and_without_its_site_is_one_order() -> None:
+    market = TwinMarket()
+    market.play("ask 1 2 @ 100; bid 2 @ 100; ask 0 2 @ 110 resell 1")
+    market.orders[3] = replace(market.orders[3], site=1)
+    assert market.play("repeat 3") == ["3 repeated, 2 left"]
+    market.orders[3] = replace(market.orders[3], site=2)
+    assert market.play("repeat 3") == ["rejected DUPLICATE_ORDER_ID"]
+
+
 def test_who_bought_a_resold_position_may_resell_it() -> None:
     again = "ask 1 2 @ 100; bid 2 @ 100; ask 1 2 @ 110 resell 1; bid 2 @ 110 by 4; "
     assert run(again + "ask 1 2 @ 120 resell 2 by 4; bid 2 @ 120") == ["2 @ 120 with 5"]

@@ -289,9 +289,13 @@ ROWS: dict[R, tuple[Row, ...]] = {
         Row(bid(1, 1, 100, requirement=None), "requirement", "names a requirement and no site"),
         Row(bid(1, 1, 100, site=EAST), "requirement", "names a requirement and no site"),
         Row(bid(1, 1, 100, carbon="E"), "requirement", "names a requirement and no site"),
-        Row(ask(1, 0, 1, 100), "site", "names a site and its carbon grade"),
-        Row(ask(1, EAST, 1, 100, carbon=None), "site", "names a site and its carbon grade"),
-        Row(ask(1, EAST, 1, 100, requirement=needs()), "site", "names a site and its carbon grade"),
+        Row(ask(1, 0, 1, 100), "site", "names a site or a position, and a carbon grade"),
+        Row(ask(1, EAST, 1, 100, carbon=None), "site", "names a site or a position, and a carbon grade"),
+        Row(
+            ask(1, EAST, 1, 100, requirement=needs()),
+            "site",
+            "names a site or a position, and a carbon grade",
+        ),
         Row(bid(1, 1, 100, position=1), "requirement", "names a requirement and no site"),
         Row(
             resale(hours=2, min_hours=1),
@@ -299,7 +303,7 @@ ROWS: dict[R, tuple[Row, ...]] = {
             "resale is for hourly orders",
             before=TRADE,
         ),
-        Row(supply_offer(site=0), "site", "names a site and its carbon grade"),
+        Row(supply_offer(site=0), "site", "names a site or a position, and a carbon grade"),
     ),
     R.TIME_IN_FORCE_MISMATCH: (
         Row(bid(1, 1, 100, time_in_force=TimeInForce.GTD), "expire_ns", "ahead with gtd"),
@@ -695,6 +699,9 @@ ROWS: dict[R, tuple[Row, ...]] = {
             resale(account=SELLER),
             resale(delivery_hour=FIRST_HOUR + 1),
             ask(3, MIDDLE, 1, 120, account=BUYER, position=1),
+            ask(3, 0, 1, 120, account=BUYER, position=2),
+            ask(3, 0, 1, 120, account=OTHER_BUYER, position=1),
+            ask(3, 0, 1, 120, account=BUYER, position=1, delivery_hour=FIRST_HOUR + 1),
         )
     ),
     R.UNKNOWN_OFFER: (

@@ -561,6 +561,21 @@ async def test_the_asks_at_the_gate_are_hourly_ones_at_their_last_price(desk: De
     await desk.check()
 
 
+async def test_among_the_asks_at_the_gate_is_a_resale_that_names_its_position_alone(desk: Desk) -> None:
+    short, whole = desk.exchange.trade(
+        ask(1, EAST, 2, 1000), bid(2, 1, 1000), bid(3, 1, 1000, account=OTHER_BUYER)
+    )
+    desk.exchange.do(ask(4, 0, 1, 1080, account=OTHER_BUYER, position=whole.trade_id))
+    desk.exchange.time_ns = AFTER_NS
+    desk.exchange.do(Tick())
+    desk.write("site-1/slurm-a.txt", job(short, 3240))
+    desk.write("site-1/slurm-b.txt", job(whole))
+    await desk.ingest()
+    await desk.settle()
+    assert await desk.settled(short) == (9_000_000, 1_000_000, 296_000, 704_000)
+    await desk.check()
+
+
 @pytest.mark.parametrize("survivors", [0, 1, 2, 3])
 async def test_a_run_cut_off_at_any_point_is_finished_by_repeating_it(desk: Desk, survivors: int) -> None:
     """Before the announcement, after it, in the middle of the postings, before the last of them."""

@@ -267,6 +267,8 @@ class Tables:
         self._orders: dict[int, _OpenOrder] = {}
         self._groups: dict[tuple[int, str], _Group] = {}
         self._sites: dict[int, CertifySite] = {}
+        # By trade id, which ascends from 1 without a gap: a resale may name its position alone.
+        self._trade_sites: list[int] = []
         self._currency = ""
         self._tick_micros = 1
         self._lot_eighths: dict[str, int] = {}
@@ -386,9 +388,9 @@ class Tables:
         if need is not None:
             origin = ("", need.zone, need.latency, need.carbon, need.security)
         else:
-            site = self._sites[command.site]
+            site = self._sites[command.site or self._trade_sites[command.position - 1]]
             assert command.carbon is not None
-            origin = (command.site, site.zone, "", command.carbon, site.security)
+            origin = (site.site, site.zone, "", command.carbon, site.security)
         order.terms = self._terms(order.order_id, command, order.lot_eighths, origin, order.links)
 
     def _rejected(self, sequence: int, time_ns: int, command: EnterOrder, event: Rejected) -> None:
@@ -427,6 +429,7 @@ class Tables:
         return order
 
     def _traded(self, sequence: int, time_ns: int, trade: Traded) -> None:
+        self._trade_sites.append(trade.site)
         price = _price(trade.price_ticks, self._tick_micros)
         lot_eighths = self._lot_eighths[trade.class_code]
         gpus = _gpus(trade.lots, lot_eighths)
