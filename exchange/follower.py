@@ -3,20 +3,30 @@
 import asyncio
 import contextlib
 import gc
+import itertools
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 import msgspec
 from msgspec import Struct
 
+from exchange.disk import FolderDisk
 from exchange.folder import DataFolder, FolderError
 from exchange.link import CoreLink, CoreLostError
 from exchange.lock import FolderLock, HeldError, Holder, holder_of, process
-from exchange.log import FileLog, HeldLogError, LogError, LogReader, durable_end, read_records
+from exchange.log import (
+    FileLog,
+    HeldLogError,
+    LogError,
+    LogReader,
+    SegmentLog,
+    durable_end,
+    read_records,
+)
 from exchange.recovery import Recovered, keep_snapshot, reapply, start_from
 from exchange.snapshot import Snapshots
 from schemas.records import Record
@@ -28,9 +38,16 @@ SNAPSHOT_RECORDS = 100_000
 SNAPSHOT_SECONDS = 600.0
 TAKE_OVER_SECONDS = 3.0
 """How long a follower that starts waits for one that has just been promoted to stand aside."""
+LOOK_SECONDS = 2.0
+"""After so long without a record, where there are bytes, the follower looks whether they are damage."""
+CATCH_UP_SECONDS = 5.0
+"""How long a promotion waits for the follower to have applied what is durable."""
 LOCK_SECONDS = 0.1
 PROMOTE_SECONDS = 20.0
 """How long a promotion waits for the leader's end: one that waits for a disk cannot be killed at once."""
+STATUS_SECONDS = 10.0
+PROMOTED_SECONDS = 120.0
+"""How long the answer to a promotion may take: before the leader is ended the whole log is read."""
 _LINE_MAX_BYTES = 4096
 
 
@@ -47,11 +64,13 @@ class Ask(Struct, frozen=True, forbid_unknown_fields=True):
 class Standing(Struct, frozen=True):
     """How a follower stands: what it has applied, and up to where the log is known durable.
 
-    `leads` says that it was promoted, and from which epoch on; `refused` why it was not.
+    `fault` says why it cannot go on, empty while it can. `leads` says that it was promoted, and from which
+    epoch on; `refused` why it was not.
     """
 
     sequence: int
     durable: int
+    fault: str = ""
     leads: bool = False
     epoch: int = 0
     refused: str = ""
@@ -67,6 +86,43 @@ class Promoted(NamedTuple):
 
     log: FileLog
     recovered: Recovered
+
+
+class _Asked(NamedTuple):
+    """A promotion that was asked for: who waits, up to where the log was durable then, and until when."""
+
+    by: asyncio.StreamReader
+    answer: asyncio.Future[Standing]
+    durable: int
+    deadline: float
+
+
+class _Watched(FolderDisk):
+    """A disk that says whether there was anything where it was read last."""
+
+    found = False
+
+    def read(self, segment: int, offset: int = 0) -> bytes:
+        """Return what stands in the segment from `offset` on."""
+        data = super().read(segment, offset)
+        self.found = bool(data)
+        return data
+
+
+class _Untouched(FolderDisk):
+    """A disk that is only read, whatever is asked of it: to try whether a log could be led."""
+
+    def create(self, segment: int) -> None:
+        """Do nothing."""
+
+    def append(self, segment: int, data: bytes) -> None:
+        """Do nothing."""
+
+    def sync(self, segment: int) -> None:
+        """Do nothing."""
+
+    def truncate(self, segment: int, size: int) -> None:
+        """Do nothing."""
 
 
 class Follower:
@@ -100,15 +156,23 @@ class Follower:
         self._kept_at = time.monotonic()
         # What recovery made stays: the collector need not look at it again.
         gc.set_threshold(100_000, 50, 100)
+        self._fault = ""
+        # The one that it leads, once it was promoted.
+        self._epoch = 0
+        # Up to where the log was seen to be durable: who reads it finds so much.
+        self._durable = last
         self._wake = asyncio.Event()
-        self._promotions: list[asyncio.Future[Standing]] = []
+        self._promotions: list[_Asked] = []
         self._answering: set[asyncio.Task[None]] = set()
 
     async def run(self, stop: asyncio.Event) -> Promoted | None:
         """Follow until `stop`, then return None; or until promoted, then return what to lead with.
 
+        Where the log is damaged, or gives other events when it is applied again, the follower says so and
+        goes no further. It stays, to tell whoever asks, and refuses to lead.
+
         Raises:
-            LogError: the log gives other events when it is applied again, or is damaged.
+            LogError: it was promoted, and the log could not be led after all.
         """
         socket = self._folder.standby_socket
         socket.unlink(missing_ok=True)
@@ -116,17 +180,16 @@ class Follower:
         stopping = asyncio.create_task(self._wake_at(stop))
         try:
             promoted = await self._follow(stop)
-            if promoted is None:
+            if promoted is None and not self._fault:
                 self._keep()
             return promoted
         finally:
             stopping.cancel()
-            for asked in self._promotions:
-                asked.set_result(self._standing(refused="the follower stops"))
             server.close()
             socket.unlink(missing_ok=True)
-            if self._answering:
-                await asyncio.wait(self._answering)
+            while self._answering:
+                self._answer("" if self._epoch else "the follower stops")
+                await asyncio.wait(self._answering, timeout=POLL_SECONDS)
             self._lock.release()
 
     async def _wake_at(self, stop: asyncio.Event) -> None:
@@ -134,34 +197,77 @@ class Follower:
         self._wake.set()
 
     async def _follow(self, stop: asyncio.Event) -> Promoted | None:
-        log = self._folder.log
-        for count, record in enumerate(read_records(log, self.recovered.sequence + 1, self._end_of_start)):
-            self._apply(record)
-            if count % SLICE_RECORDS == 0:
-                await asyncio.sleep(0)
-                if stop.is_set():
-                    return None
-        reader = LogReader(log, self.recovered.sequence + 1)
+        slices = self._slices()
         while not stop.is_set():
-            records = reader.poll()
-            for start in range(0, len(records), SLICE_RECORDS):
-                for record in records[start : start + SLICE_RECORDS]:
-                    self._apply(record)
-                await asyncio.sleep(0)
+            has_advanced = not self._fault and self._advance(slices)
             if self._promotions:
                 promoted = await self._promote()
                 if promoted is not None:
                     return promoted
-            if self._is_snapshot_due():
+            if not self._fault and self._is_snapshot_due():
                 self._keep()
             self._wake.clear()
-            if not records:
+            if has_advanced:
+                await asyncio.sleep(0)
+            else:
                 with contextlib.suppress(TimeoutError):
                     await asyncio.wait_for(self._wake.wait(), POLL_SECONDS)
         return None
 
-    def _apply(self, record: Record) -> None:
-        self.recovered = reapply(self.recovered, record)
+    def _advance(self, slices: Iterator[list[Record]]) -> bool:
+        """Apply what comes next and return whether anything did."""
+        try:
+            records = next(slices)
+            for record in records:
+                self.recovered = reapply(self.recovered, record)
+        except (LogError, OSError) as error:
+            self._fail(error)
+            return False
+        return bool(records)
+
+    def _slices(self) -> Iterator[list[Record]]:
+        """Yield what is known durable, in order, a slice at a time; an empty one where that is all, now.
+
+        Raises:
+            LogError: the log is damaged.
+        """
+        # What is there already, however much, is not read into memory at once.
+        stored = read_records(self._folder.log, self.recovered.sequence + 1, self._end_of_start)
+        while records := list(itertools.islice(stored, SLICE_RECORDS)):
+            yield records
+        disk = _Watched(self._folder.log)
+        reader = LogReader(disk, self.recovered.sequence + 1)
+        quiet_since = time.monotonic()
+        while True:
+            if records := reader.poll():
+                for start in range(0, len(records), SLICE_RECORDS):
+                    yield records[start : start + SLICE_RECORDS]
+                quiet_since = time.monotonic()
+                continue
+            # Damage in the newest segment reads like its end; but what was durable before must come.
+            if self.recovered.sequence < self._durable:
+                raise LogError(
+                    f"the log in {self._folder.log} is damaged behind record {self.recovered.sequence}: "
+                    f"it is durable up to record {self._durable}, and no more can be read"
+                )
+            if disk.found and time.monotonic() - quiet_since > LOOK_SECONDS:
+                self._look()
+                quiet_since = time.monotonic()
+            yield []
+
+    def _look(self) -> int:
+        """Return up to where the log is durable now, or was when that could be seen last."""
+        try:
+            self._durable = max(self._durable, durable_end(self._folder.log))
+        except (LogError, OSError) as error:
+            self._fail(error)
+        return self._durable
+
+    def _fail(self, error: LogError | OSError) -> None:
+        """Go no further; say so once."""
+        if not self._fault:
+            self._fault = str(error)
+            self._tell(f"the follower stands still at record {self.recovered.sequence}: {error}")
 
     # -- snapshots -------------------------------------------------------------------------------------
 
@@ -181,22 +287,53 @@ class Follower:
     # -- promotion -------------------------------------------------------------------------------------
 
     async def _promote(self) -> Promoted | None:
-        """End the leader, take the log over; tell all who asked how it went."""
+        """Take the leader's place where that can be done, else leave him be; tell who asked how it went."""
+        # Who went away meanwhile did not wait for it: the leader may have come round since.
+        if all(asked.by.at_eof() for asked in self._promotions):
+            self._answer("nobody waits for it any more")
+            return None
+        first = self._promotions[0]
+        if not self._fault and self.recovered.sequence < first.durable:
+            if time.monotonic() > first.deadline:
+                self._answer("the follower is too far behind to lead; ask again")
+            return None
+        if obstacle := self._obstacle():
+            self._answer(f"the follower cannot lead: {obstacle}")
+            return None
         try:
             promoted = await self._take_over()
         except StandbyError as error:
-            self._answer(self._standing(refused=str(error)))
+            self._answer(str(error))
             return None
         except LogError as error:
-            self._answer(self._standing(refused=str(error)))
+            self._answer(str(error))
             raise
-        self._answer(self._standing(leads=True, epoch=promoted.log.epoch))
+        self._epoch = promoted.log.epoch
+        self._answer()
         return promoted
 
-    def _answer(self, standing: Standing) -> None:
+    def _answer(self, refused: str = "") -> None:
+        """Tell those who asked for a promotion that it is done, or why it is not."""
+        standing = self._standing(refused)
         for asked in self._promotions:
-            asked.set_result(standing)
+            asked.answer.set_result(standing)
         self._promotions.clear()
+
+    def _obstacle(self) -> str:
+        """Return why the folder cannot be led by this process, empty where it can.
+
+        The log is opened as a leader opens it, without a write: what would refuse him is found while the one
+        who leads, and may hold the last sound copy in memory, still lives.
+        """
+        if not self._fault:
+            try:
+                self._folder.settings()
+                SegmentLog(_Untouched(self._folder.log), not_below=self.recovered.sequence)
+            except FolderError as error:
+                return str(error)
+            except (LogError, OSError) as error:
+                self._fail(error)
+        return self._fault
 
     async def _take_over(self) -> Promoted:
         """End whoever leads, until the log is ours; bring the engine to its end.
@@ -223,14 +360,15 @@ class Follower:
                 if time.monotonic() > deadline:
                     raise StandbyError("the folder is led by a process that does not end") from None
         for record in log.read(self.recovered.sequence + 1):
-            self._apply(record)
+            self.recovered = reapply(self.recovered, record)
         return Promoted(log, self.recovered)
 
     # -- the door --------------------------------------------------------------------------------------
 
-    def _standing(self, *, leads: bool = False, epoch: int = 0, refused: str = "") -> Standing:
-        durable = max(durable_end(self._folder.log), self.recovered.sequence)
-        return Standing(self.recovered.sequence, durable, leads, epoch, refused)
+    def _standing(self, refused: str = "") -> Standing:
+        durable = max(self._look(), self.recovered.sequence)
+        leads = self._epoch > 0
+        return Standing(self.recovered.sequence, durable, self._fault, leads, self._epoch, refused)
 
     async def _connected(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
@@ -240,8 +378,11 @@ class Follower:
             # From here on the answer is owed, also when the follower ends.
             self._answering.add(task)
             if asked.ask == "promote":
+                # Who asked while this process was held up, and went away since, is seen to be gone then.
+                await asyncio.sleep(POLL_SECONDS)
                 answer: asyncio.Future[Standing] = asyncio.get_running_loop().create_future()
-                self._promotions.append(answer)
+                deadline = time.monotonic() + CATCH_UP_SECONDS
+                self._promotions.append(_Asked(reader, answer, self._look(), deadline))
                 self._wake.set()
                 standing = await answer
             else:
@@ -293,11 +434,16 @@ async def ask_standby(folder: DataFolder, ask: Literal["status", "promote"]) -> 
     Raises:
         StandbyError: there is no follower, or it refuses.
     """
+    seconds = STATUS_SECONDS if ask == "status" else PROMOTED_SECONDS
     try:
         reader, writer = await asyncio.open_unix_connection(str(folder.standby_socket))
-        writer.write(msgspec.json.encode(Ask(ask)) + b"\n")
-        line = await reader.readline()
-        writer.close()
+        try:
+            writer.write(msgspec.json.encode(Ask(ask)) + b"\n")
+            line = await asyncio.wait_for(reader.readline(), seconds)
+        finally:
+            writer.close()
+    except TimeoutError:
+        raise StandbyError(f"the follower at {folder.path} has not answered in {seconds:g} seconds") from None
     except OSError:
         line = b""
     if not line:

@@ -18,12 +18,12 @@ from exchange.folder import DataFolder, FolderError
 from exchange.follower import Follower, Promoted, StandbyError, Standing, ask_standby, end_process
 from exchange.link import BusyError, CoreLink, CoreLostError
 from exchange.lock import Holder, holder_of, process
-from exchange.log import FileLog, LogError, read_records
+from exchange.log import FileLog, batch_at, durable_end, read_records
 from exchange.recovery import recover, snapshot_of
 from exchange.snapshot import Snapshots
 from schemas.commands import EnterOrder
 from schemas.events import OrderAccepted, OrderRepeated, Rejected
-from schemas.records import decoded
+from schemas.records import Record, decoded
 from settlement.postgres import DATABASE_URL
 from tests.exchange_fixture import ROOT, served
 from tests.golden import day, encoded
@@ -76,6 +76,17 @@ class Following:
             return self.follower.recovered.sequence >= sequence
 
         await until(reached)
+
+    async def fails(self) -> Standing:
+        """Return how it stands when it cannot go on."""
+
+        async def failed() -> bool:
+            with contextlib.suppress(StandbyError):
+                return bool((await ask_standby(self.follower._folder, "status")).fault)
+            return False
+
+        await until(failed)
+        return await ask_standby(self.follower._folder, "status")
 
     async def end(self) -> None:
         """Stop it."""
@@ -157,9 +168,101 @@ async def test_a_record_that_gives_other_events_stops_the_follower_and_is_named(
     log.append([*DAY[:20], msgspec.structs.replace(DAY[20], events=()), *DAY[21:30]])
     log.seal()
     following = Following(folder)
-    with pytest.raises(LogError, match="record 21: this engine gives other events"):
-        await following.task
+    standing = await following.fails()
+    assert (standing.sequence, standing.durable) == (20, 30)
+    assert "record 21: this engine gives other events" in standing.fault
+    assert following.words == [f"the follower stands still at record 20: {standing.fault}"]
+    with pytest.raises(StandbyError, match="the follower cannot lead: record 21: this engine gives other"):
+        await ask_standby(folder, "promote")
+    await following.end()
+    # What the engine holds after it is not the state of any record.
     assert Snapshots(folder.snapshots).last_sequence == 0
+    log.close()
+
+
+def flip_in_batch_of(segment: Path, sequence: int) -> None:
+    """Change one bit of the batch that begins with the record."""
+    data, offset = segment.read_bytes(), 0
+    while (batch := batch_at(data, offset)) is not None and batch.first_sequence < sequence:
+        offset = batch.end
+    # In its place: the file may be growing.
+    with segment.open("r+b") as file:
+        file.seek(offset + 50)
+        file.write(bytes([data[offset + 50] ^ 1]))
+
+
+async def test_a_follower_that_meets_damage_in_the_newest_segment_says_so_unasked(
+    folder: DataFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exchange.follower.LOOK_SECONDS", 0.2)
+    log = FileLog(folder.log)
+    log.append(DAY[:50])
+    log.seal()
+    following = Following(folder)
+    await following.reaches(50)
+    log.append(DAY[50:60])
+    log.append(DAY[60:70])
+    # Whose header would say that 60 is durable.
+    flip_in_batch_of(folder.log / f"{1:020d}.log", 61)
+    log.append(DAY[70:80])
+    log.seal()
+
+    async def has_spoken() -> bool:
+        return bool(following.words)
+
+    await until(has_spoken)
+    fault = (
+        f"the log in {folder.log} is damaged behind record 50: it is durable up to record 80, and no more can"
+    )
+    assert following.words == [f"the follower stands still at record 50: {fault} be read"]
+    assert await ask_standby(folder, "status") == Standing(50, 80, f"{fault} be read")
+    await following.end()
+    log.close()
+
+
+async def test_what_is_not_yet_known_durable_is_no_damage(
+    folder: DataFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exchange.follower.LOOK_SECONDS", 0.0)
+    log = FileLog(folder.log)
+    following = Following(folder)
+    for first in range(0, 60, 10):
+        log.append(DAY[first : first + 10])
+        with (folder.log / f"{1:020d}.log").open("ab") as file:
+            size = file.tell()
+            file.write(b"CUX1 a batch that is being written")
+            file.flush()
+            await asyncio.sleep(0.06)
+            file.truncate(size)
+        assert (await ask_standby(folder, "status")).fault == ""
+    await following.reaches(50)
+    await following.end()
+    log.close()
+
+
+async def test_a_follower_that_is_too_far_behind_does_not_lead(
+    folder: DataFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("exchange.follower.CATCH_UP_SECONDS", 0.1)
+    monkeypatch.setattr("exchange.follower.SLICE_RECORDS", 1)
+    log = FileLog(folder.log)
+    log.append(DAY)
+    log.seal()
+    following = Following(folder)
+    apply = following.follower._advance
+
+    def slowly(slices: Iterator[list[Record]]) -> bool:
+        time.sleep(0.02)
+        return apply(slices)
+
+    monkeypatch.setattr(following.follower, "_advance", slowly)
+    await until(_is_there(folder))
+    with pytest.raises(StandbyError, match="the follower is too far behind to lead"):
+        await ask_standby(folder, "promote")
+    assert 0 < following.follower.recovered.sequence < len(DAY)
+    # Who held the log holds it still.
+    log.append([msgspec.structs.replace(DAY[-1], sequence=len(DAY) + 1)])
+    await following.end()
     log.close()
 
 
@@ -452,6 +555,75 @@ async def test_a_leader_that_hangs_is_replaced_and_writes_nothing_when_it_wakes(
     await load.end()
     assert follower.end() == (0, "")
     check_nothing_is_lost(pair.folder, load)
+
+
+async def enter(folder: DataFolder, first: int, count: int) -> None:
+    link = await CoreLink.connect(folder.core_socket)
+    for number in range(first, first + count):
+        assert isinstance((await link.submit(bid(number, 1, 1))).events[0], OrderAccepted)
+    await link.close()
+
+
+async def test_a_follower_that_cannot_read_what_is_durable_is_not_promoted_and_the_leader_lives(
+    pair: Pair,
+) -> None:
+    at = ("--folder", str(pair.folder.path))
+    leader, follower = pair.nodes[0], await pair.start()
+    assert cux("standby", "status", *at).returncode == 0
+    follower.kill(signal.SIGSTOP)
+    end = durable_end(pair.folder.log)
+    await enter(pair.folder, 0, 200)
+
+    async def is_sealed() -> bool:
+        return durable_end(pair.folder.log) == end + 200
+
+    await until(is_sealed)
+    flip_in_batch_of(pair.folder.log / f"{1:020d}.log", end + 1)
+    follower.kill(signal.SIGCONT)
+
+    promoted = cux("standby", "promote", *at)
+    damage = (
+        f"the log in {pair.folder.log} is damaged behind record {end}: it is durable up to record {end + 200}"
+    )
+    assert promoted.returncode == 1
+    assert promoted.stderr.startswith(f"cux: the follower cannot lead: {damage}")
+    found = cux("standby", "status", *at)
+    assert found.returncode == 1
+    assert found.stdout.startswith(f"record {end} of {end + 200}, 200 behind; it stands still: {damage}")
+    # The last sound copy is in the leader's memory.
+    await enter(pair.folder, 200, 10)
+    assert leader.process.poll() is None
+    code, said = follower.end()
+    assert code == 0
+    assert said.startswith(f"core: the follower stands still at record {end}: {damage}")
+    assert said.count("\n") == 1
+
+
+async def test_damage_where_the_follower_never_read_keeps_it_from_leading(pair: Pair) -> None:
+    leader = pair.nodes[0]
+    await enter(pair.folder, 0, 10)
+    assert leader.end() == (0, "")
+    pair.nodes.clear()
+    await pair.start()
+    # It begins with the snapshot that stands at the log's end.
+    await pair.start()
+    flip_in_batch_of(pair.folder.log / f"{1:020d}.log", 1)
+    with pytest.raises(StandbyError, match=r"the follower cannot lead: .* is damaged at byte 0"):
+        await ask_standby(pair.folder, "promote")
+    await enter(pair.folder, 10, 10)
+
+
+async def test_a_promotion_that_nobody_waits_for_is_none(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("exchange.follower.PROMOTED_SECONDS", 0.2)
+    follower = await pair.start()
+    follower.kill(signal.SIGSTOP)
+    with pytest.raises(StandbyError, match=r"has not answered in 0\.2 seconds"):
+        await ask_standby(pair.folder, "promote")
+    follower.kill(signal.SIGCONT)
+    await until(pair.is_followed)
+    await asyncio.sleep(0.2)
+    assert holder_of(pair.folder.log) == process(pair.nodes[0].process.pid)
+    assert follower.end() == (0, "")
 
 
 async def test_two_promotions_at_once_are_one(pair: Pair) -> None:
