@@ -1,4 +1,8 @@
-"""The lock of a folder: one process leads, and says which one it is."""
+"""The lock of a folder: one process leads, and says which one it is.
+
+The folder itself is locked: a file in it could be removed under its holder, and then be locked once more. The
+file in it only says who the holder is.
+"""
 
 import fcntl
 import os
@@ -8,6 +12,8 @@ from typing import NamedTuple
 
 _NAME = "lock"
 _LOOK_SECONDS = 0.01
+_LEAST_WAIT_SECONDS = 0.05
+"""Whoever asks whether the folder is held holds it for an instant, which is no other holder."""
 
 
 class HeldError(Exception):
@@ -44,6 +50,26 @@ def holder_of(folder: Path) -> Holder | None:
     return Holder(int(words[0]), int(words[1])) if len(words) == 2 else None
 
 
+def is_held(folder: Path) -> bool:
+    """Say whether somebody holds the folder now."""
+    try:
+        asked = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return False
+    try:
+        return not _taken(asked, fcntl.LOCK_SH)
+    finally:
+        os.close(asked)
+
+
+def _taken(folder: int, kind: int) -> bool:
+    try:
+        fcntl.flock(folder, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 class FolderLock:
     """Held from when it is made until `release`, or until the process ends in whatever way."""
 
@@ -53,25 +79,31 @@ class FolderLock:
         Raises:
             HeldError: another process holds it still.
         """
-        self._file = os.open(folder / _NAME, os.O_RDWR | os.O_CREAT, 0o600)
+        self._folder = os.open(folder, os.O_RDONLY)
+        try:
+            self._take(folder, max(wait_seconds, _LEAST_WAIT_SECONDS))
+        except BaseException:
+            self.release()
+            raise
+
+    def _take(self, folder: Path, wait_seconds: float) -> None:
         deadline = time.monotonic() + wait_seconds
-        while not self._taken():
+        while not _taken(self._folder, fcntl.LOCK_EX):
             if time.monotonic() >= deadline:
-                os.close(self._file)
                 raise HeldError(f"{folder} is held by another running exchange")
             time.sleep(_LOOK_SECONDS)
-        me = process(os.getpid())
-        assert me is not None
-        os.ftruncate(self._file, 0)
-        os.pwrite(self._file, f"{me.pid} {me.started}\n".encode(), 0)
-
-    def _taken(self) -> bool:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
+        _say_who(folder / _NAME)
 
     def release(self) -> None:
         """Let others take the folder."""
-        os.close(self._file)
+        os.close(self._folder)
+
+
+def _say_who(path: Path) -> None:
+    me = process(os.getpid())
+    assert me is not None
+    file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    try:
+        os.write(file, f"{me.pid} {me.started}\n".encode())
+    finally:
+        os.close(file)

@@ -1,15 +1,17 @@
 """The disk of the log as it really is, and the lock that says who may write it."""
 
+import fcntl
 import os
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 
 from exchange.disk import FolderDisk
-from exchange.lock import FolderLock, HeldError, Holder, holder_of, process
+from exchange.lock import FolderLock, HeldError, Holder, holder_of, is_held, process
 
 HOLD = """
 import pathlib, sys, time
@@ -111,6 +113,37 @@ def test_the_lock_says_which_process_holds_it(tmp_path: Path) -> None:
     # The same number at another time is another process.
     assert me != Holder(me.pid, me.started + 1)
     lock.release()
+
+
+@pytest.mark.parametrize("program", [("rm", "-f"), ("cp", "/dev/null")], ids=" ".join)
+def test_the_lock_outlives_the_file_that_says_who_holds_it(tmp_path: Path, program: tuple[str, ...]) -> None:
+    lock = FolderLock(tmp_path)
+    subprocess.run([*program, tmp_path / "lock"], check=True)
+    assert is_held(tmp_path)
+    with pytest.raises(HeldError):
+        FolderLock(tmp_path)
+    lock.release()
+    assert not is_held(tmp_path)
+    FolderLock(tmp_path).release()
+
+
+def test_to_ask_whether_a_folder_is_held_keeps_nobody_from_taking_it(tmp_path: Path) -> None:
+    assert not is_held(tmp_path / "missing")
+    # What whoever asks does, longer than it takes him.
+    asking = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(asking, fcntl.LOCK_SH)
+    assert not is_held(tmp_path), "two may ask at once"
+    done = threading.Timer(0.02, os.close, (asking,))
+    done.start()
+    FolderLock(tmp_path).release()
+    done.join()
+
+
+def test_a_lock_that_cannot_say_who_holds_it_is_let_go(tmp_path: Path) -> None:
+    (tmp_path / "lock").mkdir()
+    with pytest.raises(IsADirectoryError):
+        FolderLock(tmp_path)
+    assert not is_held(tmp_path)
 
 
 def test_a_process_that_is_not_there_is_none() -> None:

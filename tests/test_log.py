@@ -216,7 +216,11 @@ def test_a_missing_segment_is_refused(tmp_path: Path, missing: int) -> None:
     gap = re.escape(f"{segments(tmp_path)[missing]} is named after record {due + 2}, but record {due} is due")
     with pytest.raises(LogError, match=gap):
         FileLog(tmp_path)
-    for read in (lambda: list(read_records(tmp_path)), lambda: followed(tmp_path)):
+    readers: tuple[Callable[[], object], ...] = (
+        lambda: list(read_records(tmp_path)),
+        lambda: followed(tmp_path),
+    )
+    for read in readers:
         with pytest.raises(LogError, match="starts at 3; 1 was asked for" if missing == 0 else gap):
             read()
 
@@ -249,7 +253,12 @@ def test_an_empty_segment_that_does_not_go_on_where_the_log_ends_is_refused(
     stray = tmp_path / f"{number:020d}.log"
     stray.touch()
     words = re.escape(f"{stray} is named after record {number}, but record 6 is due")
-    for read in (lambda: FileLog(tmp_path), lambda: followed(tmp_path), lambda: list(read_records(tmp_path))):
+    readers: tuple[Callable[[], object], ...] = (
+        lambda: FileLog(tmp_path),
+        lambda: followed(tmp_path),
+        lambda: list(read_records(tmp_path)),
+    )
+    for read in readers:
         with pytest.raises(LogError, match=words):
             read()
     stray.unlink()
