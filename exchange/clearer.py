@@ -4,14 +4,15 @@ import asyncio
 import contextlib
 import signal
 import sys
-from collections.abc import Callable
 
 import msgspec
 from msgspec import Struct
 
 from exchange.auction import CallBook, CallOrder, CellClearing
+from exchange.calls import price_of
 from exchange.clearing import clear
-from schemas.commands import CallFill
+from exchange.engine import Engine
+from schemas.commands import CallFill, CellPrice
 from schemas.link import LENGTH
 
 _Order = tuple[int, int, int, int, int]
@@ -34,10 +35,6 @@ class Clearing(Struct, frozen=True, array_like=True):
     fills: tuple[CallFill, ...]
     prices: tuple[tuple[int, int, int, int], ...]
 
-    def cells(self) -> list[CellClearing]:
-        """Return the prices as the engine has them."""
-        return [CellClearing(*price) for price in self.prices]
-
 
 class ClearerLostError(ConnectionError):
     """The helper ended before it answered."""
@@ -48,14 +45,20 @@ _terms_decoder = msgspec.msgpack.Decoder(CallTerms)
 _clearing_decoder = msgspec.msgpack.Decoder(Clearing)
 
 
-def terms_of(book: CallBook, served_by: Callable[[int], bytes]) -> CallTerms:
-    """Return what takes part in a call, in a form that another process can read."""
+def terms_of(engine: Engine, class_code: str, hour: int) -> CallTerms:
+    """Return what takes part in a contract's call, in a form that another process can read."""
+    book, served_by = engine.call_book(class_code, hour), engine.market.eligibility.served_by
     asks: list[_Order] = []
     bids: list[_Order] = []
     for order, ticks, is_bid in zip(book.orders, book.ticks, book.is_bid, strict=True):
         side = bids if is_bid else asks
         side.append((order.order_id, ticks, order.lots, order.cell, order.priority))
     return CallTerms(asks, bids, {cell: served_by(cell) for cell in book.demand_cells})
+
+
+def prices_of(engine: Engine, clearing: Clearing) -> tuple[CellPrice, ...]:
+    """Return the clearing's prices with their cells in words."""
+    return tuple(price_of(engine.market, CellClearing(*price)) for price in clearing.prices)
 
 
 def solve(terms: CallTerms) -> Clearing:

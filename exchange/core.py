@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import gc
-import signal
 import sys
 from collections import deque
 from collections.abc import Coroutine
@@ -12,8 +11,7 @@ from typing import NamedTuple, cast
 
 import uvloop
 
-from exchange.calls import price_of
-from exchange.clearer import Clearer, terms_of
+from exchange.clearer import Clearer, prices_of, terms_of
 from exchange.clock import SimulatedClock, WallClock
 from exchange.contract import symbol
 from exchange.desk import LOW_DISK_BYTES, Desk, Inbox, Request, note_answers
@@ -22,7 +20,7 @@ from exchange.follower import Follower, Promoted
 from exchange.indicator import Indicator
 from exchange.link import CoreLostError, frame_of
 from exchange.log import FileLog, HeldLogError, Log, LogError
-from exchange.process import end_with_supervisor
+from exchange.process import STOP_SIGNALS, end_with_supervisor
 from exchange.quarantine import Quarantine
 from exchange.recovery import Recovered, keep_snapshot, recover
 from exchange.sequencer import CommandFailedError, Sequencer, Taken
@@ -68,9 +66,6 @@ SWITCH_SECONDS = 0.0005
 
 OWN_COMMANDS = frozenset({OpenEra, Tick, RetryBlock, ListStandingOffer, EndCall, ProposeClearing})
 """What the core alone submits."""
-
-_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-
 
 class QuarantinedError(Exception):
     """The engine failed at a command, which is kept out from now on; the message says where it lies."""
@@ -350,13 +345,12 @@ class Core:
         async with self._clearer_is_free:
             if engine.phase(class_code, hour) is not Phase.CLEARING:
                 return
-            book = engine.call_book(class_code, hour)
             try:
-                clearing = await self._clearer.clear(terms_of(book, engine.market.eligibility.served_by))
+                clearing = await self._clearer.clear(terms_of(engine, class_code, hour))
             except OSError as error:
                 sys.stderr.write(f"core: {symbol(class_code, hour)} is cleared later: {error}\n")
             else:
-                prices = tuple(price_of(engine.market, cell) for cell in clearing.cells())
+                prices = prices_of(engine, clearing)
                 self._desk.put_own(ProposeClearing(class_code, hour, clearing.fills, prices))
                 self._wake.set()
         await asyncio.sleep(CLEAR_AGAIN_SECONDS)
@@ -437,7 +431,7 @@ async def lead(
     core = Core(folder, log, recovered, low_disk_bytes)
     folder.core_socket.unlink(missing_ok=True)
     sys.setswitchinterval(SWITCH_SECONDS)
-    for number in _SIGNALS:
+    for number in STOP_SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, core.stop)
     await core.serve(folder.core_socket)
     # By the leader itself, whether it has a follower or not: another release starts from this very state.
@@ -448,12 +442,12 @@ async def lead(
 async def _stand_by(folder: DataFolder) -> Promoted | None:
     """Follow who leads the folder; return when told to lead it, or with None when told to stop."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    for number in _SIGNALS:
+    for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stop.set)
     try:
         promoted = await Follower(folder, _tell).run(stop)
     finally:
-        for number in _SIGNALS:
+        for number in STOP_SIGNALS:
             loop.remove_signal_handler(number)
     if promoted is not None and stop.is_set():
         promoted.log.close()

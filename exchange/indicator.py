@@ -5,8 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from exchange.calls import price_of
-from exchange.clearer import CallTerms, Clearer, terms_of
+from exchange.clearer import CallTerms, Clearer, prices_of, terms_of
 from exchange.contract import symbol
 from exchange.engine import Engine
 from schemas.events import Phase
@@ -47,8 +46,7 @@ class Indicator:
         """Return what takes part in a call, None if it has ended meanwhile."""
         if self._engine.phase(class_code, hour) is not Phase.CALL:
             return None
-        book = self._engine.call_book(class_code, hour)
-        return terms_of(book, self._engine.market.eligibility.served_by)
+        return terms_of(self._engine, class_code, hour)
 
     async def _indicate(self, class_code: str, hour: int, terms: CallTerms) -> None:
         told = self._told.get((class_code, hour))
@@ -59,9 +57,8 @@ class Indicator:
             except OSError as error:
                 sys.stderr.write(f"core: no indication for {symbol(class_code, hour)}: {error}\n")
                 return
-            prices = tuple(price_of(self._engine.market, cell) for cell in clearing.cells())
             lots = sum(fill.lots for fill in clearing.fills)
-            told = (terms, Indicated(class_code, hour, time_ns, lots, prices))
+            told = (terms, Indicated(class_code, hour, time_ns, lots, prices_of(self._engine, clearing)))
             self._told[class_code, hour] = told
         self._tell(told[1])
 

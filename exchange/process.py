@@ -4,6 +4,8 @@ import ctypes
 import os
 import signal
 
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+"""They end a process in order."""
 SUPERVISOR = "CUX_SUPERVISOR"
 """Environment variable: the process id of the supervisor, absent where a process runs alone."""
 _PR_SET_PDEATHSIG = 1

@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import contextlib
-import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from exchange.contract import symbol
 from exchange.folder import DataFolder, FolderError
 from exchange.link import CoreLink
 from exchange.log import LogError, read_records
-from exchange.process import end_with_supervisor
+from exchange.process import STOP_SIGNALS, end_with_supervisor
 from gateway.feeds import PUBLIC_CHANNELS, indication, level_row, notification, private_channel, told_to_all
 from gateway.methods import METHODS
 from gateway.session import Exchange, Session
@@ -233,7 +232,7 @@ async def _run(folder: DataFolder, host: str, port: int) -> None:
     await web.TCPSite(runners[0], host, port).start()
     await web.UnixSite(runners[1], str(folder.admin_socket)).start()
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOP_SIGNALS:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     stopping = asyncio.create_task(stop.wait())
     done, _ = await asyncio.wait({following, publishing, stopping}, return_when=asyncio.FIRST_COMPLETED)

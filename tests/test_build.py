@@ -30,14 +30,16 @@ import hashlib, pathlib, sys
 import msgspec
 import exchange
 from exchange.engine import ENGINE_DIGEST, Engine
-from schemas.codec import decode_command, encode
+from exchange.packing import packed, unpacked
+from exchange.slots import taken
+from schemas.codec import decode_command
 
 told = hashlib.sha256()
 for commands in msgspec.msgpack.decode(pathlib.Path(sys.argv[1]).read_bytes()):
     engine = Engine()
     for time_ns, command in commands:
-        for event in engine.apply(time_ns, decode_command(command)):
-            told.update(encode(event))
+        for event in engine.execute(time_ns, unpacked(command) or taken(decode_command(command))):
+            told.update(packed(event))
         told.update(engine.state_hash())
 print(exchange.ENGINE_BUILD, told.hexdigest(), ENGINE_DIGEST.hex())
 """

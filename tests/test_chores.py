@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 from msgspec.structs import replace
 
-from exchange.calls import price_of
-from exchange.clearer import CallTerms, Clearer, ClearerLostError, Clearing, solve, terms_of
+from exchange.clearer import CallTerms, Clearer, ClearerLostError, Clearing, prices_of, solve, terms_of
 from exchange.clock import SECOND_NS
 from exchange.contract import HOUR_NS, symbol
 from exchange.core import OWN_COMMANDS, Core
@@ -180,10 +179,8 @@ class Desk:
 
     def clearing(self) -> ProposeClearing:
         """The right clearing of the first hour, found as the helper does."""
-        book = self.engine.call_book(CLASS, FIRST_HOUR)
-        found = solve(terms_of(book, self.engine.market.eligibility.served_by))
-        prices = tuple(price_of(self.engine.market, cell) for cell in found.cells())
-        return ProposeClearing(CLASS, FIRST_HOUR, found.fills, prices)
+        found = solve(terms_of(self.engine, CLASS, FIRST_HOUR))
+        return ProposeClearing(CLASS, FIRST_HOUR, found.fills, prices_of(self.engine, found))
 
 
 def kinds(records: Iterable[Decoded]) -> list[type]:
