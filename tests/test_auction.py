@@ -163,6 +163,11 @@ def test_38_the_same_lots_another_way_between_the_cells_are_refused() -> None:
     _, prices = clear(book)
     assert fault(book, [CallFill(3, 1, 1), CallFill(4, 2, 1)], prices) is None
     assert fault(book, [CallFill(3, 2, 1), CallFill(4, 1, 1)], prices) is NOT_OPTIMAL
+    # So too where a supply cell that has no part in it stands between the two.
+    book = market("sell 1 @ 5 A; sell 1 @ 5 C; buy 1 @ 9 x; buy 1 @ 9 y; sell 1 @ 99 B", "Ax Ay Cx Cy").book()
+    _, prices = clear(book)
+    assert fault(book, [CallFill(3, 1, 1), CallFill(4, 2, 1)], prices) is None
+    assert fault(book, [CallFill(3, 2, 1), CallFill(4, 1, 1)], prices) is NOT_OPTIMAL
 
 
 def test_39_a_cell_clears_at_the_floor_of_the_mean_of_its_bounds() -> None:

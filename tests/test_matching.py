@@ -1314,6 +1314,9 @@ def test_both_sides_may_enter_more_orders_for_each_trade() -> None:
     traded = "venue rated; ask 1 1 @ 100; ask 1 1 @ 100; ask 1 1 @ 100; bid 2 @ 100; ask 1 1 @ 100; "
     assert run(traded + "ask 1 1 @ 100") == []
     assert run(traded + "ask 1 1 @ 100; ask 1 1 @ 100") == ["rejected ORDER_TO_TRADE_EXCEEDED"]
+    traded = "venue rated; bid 1 @ 100; bid 1 @ 100; bid 1 @ 100; ask 1 2 @ 100; bid 1 @ 100; "
+    assert run(traded + "bid 1 @ 100") == []
+    assert run(traded + "bid 1 @ 100; bid 1 @ 100") == ["rejected ORDER_TO_TRADE_EXCEEDED"]
 
 
 def test_a_standing_offer_lists_no_more_than_the_rate_allows() -> None:

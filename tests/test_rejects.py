@@ -815,6 +815,13 @@ ROWS: dict[R, tuple[Row, ...]] = {
         Row(bid(1, 1, 121, hours=2), "price_ticks", "80 to 120", venue=BANDED),
         Row(replaced(1, 121), "price_ticks", "80 to 120", before=(bid(1, 1, 100),), venue=BANDED),
         Row(replaced(1, 121), "price_ticks", "80 to 120", before=(bid(1, 1, 100, hours=2),), venue=BANDED),
+        Row(
+            replaced(1, 1402),
+            "price_ticks",
+            "1398 to 1401",
+            before=(bid(1, 1, 1400),),
+            venue=limited(collar_permille=1),
+        ),
     ),
     R.NO_REFERENCE_PRICE: tuple(
         Row(
