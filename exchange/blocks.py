@@ -211,6 +211,10 @@ def trade_block(market: Market, block: Order, plan: BlockPlan, events: Events) -
             market.fill(ask, leg.lots)
         sold[leg.hour] = True
         trades.append(market.book_trade(block, ask, leg.hour, ask.price, leg.lots, 1))
+    if plan.of_runs:
+        for leg in plan.legs:
+            if leg.hour == block.hour:
+                market.retry_blocks_of(leg.ask)
     events.append(slots.BlockTraded(block.order_id, plan.site.number, trades))
     events += thinned
     for hour in sold:
@@ -232,7 +236,6 @@ def _take_of_run(market: Market, run: Order, leg: Leg) -> None:
     place = market.site_hour(site, leg.hour)
     place.open_runs -= leg.lots
     place.sold += leg.lots
-    market.retry_blocks_of(run)
     if run.leaves_lots == 0:
         del site.runs[run.order_id]
         market.close(run)
@@ -335,16 +338,16 @@ def _lowest_of_asks(site: Site, place: SiteHour, around: int, price: int) -> int
         return NEVER
     # On either side the best stretch counts: what it leaves of what the block would pay for it.
     excess = lowest - price
-    for is_later in (False, True):
+    for step in range(-1, 2, 2):
         here, hour = place, around
         total = least = 0
         for _ in range(1, place.longest):
-            beyond = site.later_than(here, hour) if is_later else site.earlier_than(here, hour)
+            beyond = site.later_than(here, hour) if step > 0 else site.earlier_than(here, hour)
             there = 0 if beyond is None else beyond.lowest_ask()
             if beyond is None or there == 0:
                 break
             here = beyond
-            hour += 1 if is_later else -1
+            hour += step
             lowest = min(lowest, there)
             total += there - price
             least = min(least, total)
@@ -486,7 +489,9 @@ def enter_block(
 
 def _wait_at_sites(block: Order) -> None:
     """Let a block that has come, or moved, wait in its hours at the sites that may serve it."""
-    for place, waiting in _known_to_wait(block):
+    for place in _known_to_wait(block):
+        waiting = place.waiting
+        assert waiting is not None
         place.longest = max(place.longest, block.hours)
         first, until = 0, len(waiting)
         while first < until:
@@ -500,21 +505,24 @@ def _wait_at_sites(block: Order) -> None:
 
 def _leave_sites(block: Order) -> None:
     """Take a block that moves from among those that wait."""
-    for _, waiting in _known_to_wait(block):
+    for place in _known_to_wait(block):
+        waiting = place.waiting
+        assert waiting is not None
         at = 0
         while waiting[at] is not block:
             at += 1
         waiting.pop(at)
 
 
-def _known_to_wait(block: Order) -> list[tuple[SiteHour, list[Order]]]:
-    """Return the site-hours that may serve the block and know which blocks wait, with those."""
-    found: list[tuple[SiteHour, list[Order]]] = []
+def _known_to_wait(block: Order) -> list[SiteHour]:
+    """Return the site-hours that may serve the block and know which blocks wait."""
+    found: list[SiteHour] = []
     for site in eligible_sites(block):
+        place: SiteHour | None = None
         for hour in range(block.hour, block.hour + block.hours):
-            place = site.hours.get(hour)
+            place = site.hours.get(hour) if place is None else site.later_than(place, hour - 1)
             if place is not None and place.waiting is not None:
-                found.append((place, place.waiting))
+                found.append(place)
     return found
 
 
@@ -522,8 +530,7 @@ def enter_run(market: Market, run: Order, events: Events) -> None:
     """Offer an accepted run."""
     site = run.site
     assert site is not None
-    site.runs[run.order_id] = run
-    site.runs_by_price = None
+    site.add_run(run)
     serve_blocks(market, run, events)
     if run.leaves_lots and run.time_in_force == IOC:
         events.append(market.end(run, EndReason.IMMEDIATE))

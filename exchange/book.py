@@ -21,6 +21,7 @@ CHUNK: Final = 4096
 MAX_ORDER_ID: Final = 2**60
 MANY_LEVELS: Final = 64
 NEAR_MASK: Final = 511
+NEAR_HOURS: Final = 1023
 
 
 class Level:
@@ -515,8 +516,20 @@ class Site:
         self.recent_carbon = ""
         self.recent_cell = 0
         self.runs: dict[int, Order] = {}
-        # None where one has come or moved.
+        # None where one has moved.
         self.runs_by_price: list[Order] | None = None
+
+    def add_run(self, run: Order) -> None:
+        """Take in an open run."""
+        self.runs[run.order_id] = run
+        found = self.runs_by_price
+        if found is None:
+            return
+        if len(found) > 2 * len(self.runs):
+            # Most of them have ended.
+            self.runs_by_price = None
+        else:
+            found.insert(_place_of(run, found, len(found)), run)
 
     def best_runs(self) -> list[Order]:
         """Return the open runs by price, then time, and some that have ended; the first is open."""
@@ -574,6 +587,7 @@ class Class:
         "books",
         "code",
         "index",
+        "near",
         "recent",
         "reference_ticks",
         "sites",
@@ -585,24 +599,30 @@ class Class:
         self.index = index
         self.books: dict[int, Book] = {}
         self.sites: list[Site] = []
+        # The book asked for last, and each by the end of its hour: no number is made for them.
         self.recent: Book | None = None
+        self.near: list[Book | None] = [None] * (NEAR_HOURS + 1)
         self.reference_ticks: int = listed.reference_price_ticks or 0
         self.tick_lot_micros: int = tick_micros * listed.lot_eighths // 8
 
     def at(self, hour: int) -> Book | None:
-        """Return the book of an hour, None if nothing was entered. The one asked for last is at hand."""
+        """Return the book of an hour, None if nothing was entered."""
         recent = self.recent
         if recent is not None and recent.hour == hour:
             return recent
-        found = self.books.get(hour)
-        if found is not None:
-            self.recent = found
+        found = self.near[hour & NEAR_HOURS]
+        if found is None or found.hour != hour:
+            found = self.books.get(hour)
+            if found is None:
+                return None
+            self.near[hour & NEAR_HOURS] = found
+        self.recent = found
         return found
 
     def forget(self, hour: int) -> None:
         """Let go of a contract that is closed."""
         del self.books[hour]
-        self.recent = None
+        self.near[hour & NEAR_HOURS] = self.recent = None
 
 
 class Listing:

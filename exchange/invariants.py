@@ -20,6 +20,8 @@ def check(market: Market) -> None:
     _check_places(market)
     standing: dict[int, int] = {}
     for listed in market.class_list:
+        for near in [*listed.near, listed.recent]:
+            assert near is None or listed.books[near.hour] is near
         for hour, book in listed.books.items():
             assert book.hour == hour > market.closed_hour
             _check_book(market, book)

@@ -491,13 +491,14 @@ class Market:
 
     def retry_blocks_of(self, run: Order) -> None:
         """Have the resting blocks retried that a changed run may serve: less of it may leave no remnant."""
-        books = run.book.listed.books
-        for hour in range(run.hour, run.hour + run.hours):
-            book = books.get(hour)
+        listed, end = run.book.listed, run.hour + run.hours
+        # A block has two hours at least: in every other one all are met, here by the first of theirs.
+        for hour in range(run.hour + 1, end, 2):
+            book = listed.at(hour)
             if book is None:
                 continue
             for block in book.blocks.values():
-                if block.hour == hour and contains(run, block):
+                if block.hour >= hour - 1 and block.hour + block.hours <= end:
                     self.pending_retries[block.order_id] = True
 
     def replaced(self, order: Order, reserved_micros: int) -> slots.OrderReplaced:

@@ -1,13 +1,13 @@
-"""The sides of a book: their levels hang on one another, and where they are many, in an index too."""
+"""The book keeps what it finds fast in order: levels of a side, books of a class, runs of a site."""
 
 import random
 
 from msgspec.structs import replace
 
-from exchange.book import MANY_LEVELS, NEAR_MASK, CellSide
+from exchange.book import MANY_LEVELS, NEAR_HOURS, NEAR_MASK, CellSide
 from exchange.engine import Engine
 from schemas.commands import CancelOrder, CertifySite
-from schemas.events import OrderAccepted, Traded
+from schemas.events import BlockTraded, OrderAccepted, Traded
 from tests.market import AUTHORITY, BUYER, CLASS, FIRST_HOUR, SELLER, START_NS, ask, bid, started
 from tests.small_venue import SMALL_VENUE
 
@@ -17,8 +17,9 @@ LARGE = 4
 
 def market() -> Engine:
     """A market that takes many orders."""
-    engine = started(replace(SMALL_VENUE, limits=replace(SMALL_VENUE.limits, open_orders_max=10_000)))
-    until = FIRST_HOUR + 100
+    limits = replace(SMALL_VENUE.limits, open_orders_max=10_000)
+    engine = started(replace(SMALL_VENUE, limits=limits, horizon_hours=3 * NEAR_HOURS))
+    until = FIRST_HOUR + 3 * NEAR_HOURS
     site = CertifySite(LARGE, SELLER, "east", CLASS, 1000, "D", "S2", 0, until, authority=AUTHORITY)
     engine.apply(START_NS, site)
     return engine
@@ -69,3 +70,37 @@ def test_bids_of_many_prices_come_go_and_trade_best_first() -> None:
 
 def test_asks_of_many_prices_come_go_and_trade_best_first() -> None:
     fill_and_empty(is_bid=False)
+
+
+def test_hours_that_share_a_place_among_those_found_last_are_told_apart() -> None:
+    engine = market()
+    hours = [FIRST_HOUR, FIRST_HOUR + NEAR_HOURS + 1, FIRST_HOUR + 1]
+    for turn in range(2):
+        for number, hour in enumerate(hours):
+            engine.apply(START_NS, bid(10 * turn + number, 1, 100 + number, delivery_hour=hour))
+            engine.check()
+    for number, hour in enumerate(hours):
+        sold = engine.apply(START_NS, ask(100 + number, LARGE, 2, 1, delivery_hour=hour))
+        trades = [event for event in sold if isinstance(event, Traded)]
+        assert [(trade.delivery_hour, trade.price_ticks) for trade in trades] == [(hour, 100 + number)] * 2
+
+
+def test_runs_that_come_and_go_sell_best_first() -> None:
+    draw, engine = random.Random(6), market()
+    waiting: dict[int, int] = {}
+    for order in range(1, 200):
+        price = 100 + draw.randrange(30)
+        run = ask(order, LARGE, 1, price, hours=2, min_hours=1)
+        (accepted,) = engine.apply(START_NS, run)
+        assert isinstance(accepted, OrderAccepted)
+        waiting[order] = price
+        # The best stays, else all that have ended before it would be let go at once.
+        while len(waiting) > 12:
+            gone = draw.choice(sorted(waiting, key=lambda order: (waiting[order], order))[1:])
+            engine.apply(START_NS, CancelOrder(SELLER, gone))
+            del waiting[gone]
+        engine.check()
+    _, traded = engine.apply(START_NS, bid(1000, 5, 200, hours=2))
+    assert isinstance(traded, BlockTraded)
+    best = sorted(waiting, key=lambda order: (waiting[order], order))
+    assert [leg.ask_order_id for leg in traded.legs] == 2 * best[:5]
