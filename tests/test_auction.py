@@ -3,8 +3,10 @@
 On tiny books every feasible clearing is tried; on larger ones HiGHS gives greatest surplus and quantity.
 """
 
+import io
 import json
 import random
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal
@@ -26,6 +28,7 @@ from gateway.cli.auction import DIGITS, Curve, clear_curves
 from schemas.commands import CallFill
 from schemas.reasons import RejectReason
 
+README = Path(__file__).parent.parent / "README.md"
 INFEASIBLE = RejectReason.CLEARING_INFEASIBLE
 NOT_OPTIMAL = RejectReason.CLEARING_NOT_OPTIMAL
 PRICES_WRONG = RejectReason.CLEARING_PRICES_WRONG
@@ -604,8 +607,10 @@ def test_clear_prints_the_intervals_of_prices_and_volumes(
         b"\n\nside,price,quantity\n\nbuy,10,4\n   \n\nsell,7,3\n\n",
         b'"side","price","quantity"\n"buy","10","4"\n"sell", "7" ,"3"',
         b"side, price, quantity\n buy , 10.00 , 4\nsell,7,3",
+        b"Quantity,zone,SIDE,Price\n4,n,BUY,10\n3,s,Sell,7",
+        b'side,price,quantity,note\nbuy,10,4,"two\nlines"\nsell,7,3,',
     ],
-    ids=["BOM and CRLF", "blank lines", "quotes", "spaces"],
+    ids=["BOM and CRLF", "blank lines", "quotes", "spaces", "any order and case", "further columns"],
 )
 def test_clear_reads_csv_as_it_comes(clear_file: Clear, contents: bytes) -> None:
     assert found(clear_file(contents)) == ["10", "10", "3", "3", "9"]
@@ -618,10 +623,31 @@ def test_clear_rounds_away_what_binary_floats_leave_behind(clear_file: Clear) ->
     assert exact == ["5", "5", "0.30000000000000004", "0.30000000000000004", "1.80000000000000016"]
 
 
+def test_clear_reads_stdin(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["cux", "auction", "clear", "-"])
+    for data, code in (lines("buy,10,4", "sell,7,3"), 0), (lines("buy,10,4", "sell,x,3"), 1):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data.encode())))
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert int(ended.value.code or 0) == code
+    out, error = capsys.readouterr()
+    assert found((0, out)) == ["10", "10", "3", "3", "9"]
+    assert error.startswith("cux: stdin, line 3, price 'x': ")
+
+
+def test_the_readmes_example_of_clearing_gives_what_it_shows(clear_file: Clear) -> None:
+    section = README.read_text().partition("## Clear a call\n")[2].partition("\n## ")[0]
+    command, curves, result = re.findall(r"```\w*\n(.*?)```", section, re.DOTALL)
+    assert command == "cux auction clear curves.csv\n"
+    assert clear_file(curves) == (0, result)
+    assert all(f"`{name}`" in section for name in json.loads(result))
+
+
 @pytest.mark.parametrize(
     "quantity",
     [
         "0.30000000000004",
+        "123.4560000001",
         "0.3123456789012345",
         "1e-18",
         "1000000000000001",
@@ -636,13 +662,14 @@ def test_clear_keeps_digits_that_floats_did_not_leave(clear_file: Clear, quantit
 @pytest.mark.parametrize(
     ("contents", "complaint"),
     [
-        ("", "line 1, header '': side,price,quantity is allowed"),
-        ("side,price\n", "line 1, header 'side,price': side,price,quantity is allowed"),
-        ("buy,1,1\n", "line 1, header 'buy,1,1': side,price,quantity is allowed"),
-        (lines("buy,1"), "line 2, columns 'buy,1': side,price,quantity: three of them are allowed"),
-        (lines("buy,1,2,3"), "line 2, columns 'buy,1,2,3': "),
+        ("", "line 1, header '': side,price,quantity, each once, in any order and among others, is allowed"),
+        ("side,price\n", "line 1, header 'side,price': side,price,quantity, each once, "),
+        ("side,price,quantity,PRICE\n", "line 1, header 'side,price,quantity,PRICE': side,price,"),
+        ("buy,1,1\n", "line 1, header 'buy,1,1': side,price,quantity, each once, "),
+        (lines("buy,1"), "line 2, columns 'buy,1': 3, as the header has, are allowed"),
+        (lines("buy,1,2,3"), "line 2, columns 'buy,1,2,3': 3, as "),
         (lines("buy,1,2", "", "bid,1,2"), "line 4, side 'bid': buy or sell is allowed"),
-        (lines("BUY,1,2"), "line 2, side 'BUY': "),
+        (lines("B,1,2"), "line 2, side 'B': "),
         (lines("sell,,2"), "line 2, price '': a decimal number, "),
         (lines("sell,x,2"), "line 2, price 'x': "),
         (lines("sell,1_0,2"), "line 2, price '1_0': "),
@@ -656,9 +683,13 @@ def test_clear_keeps_digits_that_floats_did_not_leave(clear_file: Clear, quantit
         (lines("sell,1,1e999999999999"), "line 2, quantity '1e999999999999': "),
         (lines("sell,1,1e-999999999"), "line 2, quantity '1e-999999999': "),
         (lines("sell,1," + "9" * 1000), "line 2, quantity '999"),
-        (lines('sell,"1,2'), "line 2, columns 'sell,1,2': "),
+        (lines('buy,"1",2', 'sell,"1,2', "buy,1,2"), "line 3: a quote that is not closed; CSV is allowed"),
+        (lines('"buy\n",1,2', 'buy,1,"2'), "line 4: a quote that is not closed; CSV is allowed"),
+        (lines("buy,1,2")[:-1] + '\nsell,1,"2', "line 3: a quote that is not closed; CSV is allowed"),
+        (lines('"buy\n or",1,2'), "line 2, side 'buy\\n or': "),
         (lines("sell,1," + "9" * 200_000), "line 2: field larger than field limit (131072); CSV is allowed"),
-        (b"side,price,quantity\nsell,\xff,1\n", "UTF-8 is allowed"),
+        (b"side,price,quantity\r\nsell,1,\xff\r\n", "line 2: invalid start byte; UTF-8 is allowed"),
+        (b"side,price,quantity\nsell,1,1\n\xe4\n", "line 3: invalid continuation byte; UTF-8 is allowed"),
     ],
 )
 def test_clear_names_file_line_column_value_and_what_is_allowed(

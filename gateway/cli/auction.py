@@ -1,8 +1,10 @@
 """`cux auction clear`: the clearing of any two curves, by the exchange's own call auction."""
 
 import csv
+import io
 import json
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Iterator
 from decimal import Context, Decimal, Inexact, InvalidOperation
 from functools import lru_cache
 from pathlib import Path
@@ -16,12 +18,13 @@ from gateway.cli.app import group
 
 auction = group("auction", "Call auctions.")
 
-COLUMNS = ["side", "price", "quantity"]
+STDIN = "-"
+COLUMNS = ("side", "price", "quantity")
 SIDES = ("buy", "sell")
 DIGITS = 50
 """A number has at most so many digits before its point, and as many after it."""
 GRID_DIGITS, FLOAT_DIGITS = 10, 15
-"""A binary float holds 15 digits for sure; a quantity that has become one of 10 of them was one."""
+"""A binary float holds 15 digits for sure; a quantity of as many that is close to one of 10 was that one."""
 _EXACT = Context(prec=6 * DIGITS, traps=[Inexact, InvalidOperation])
 
 Curve = list[tuple[int, int]]
@@ -32,32 +35,37 @@ class CurveError(ValueError):
     """The file holds no curves; the message names file, line, column, value and what is allowed."""
 
 
-def read_curves(path: Path) -> dict[str, Curve]:
-    """Return the steps of both sides; rows of no quantity are left out.
+def read_curves(file: str | Path) -> dict[str, Curve]:
+    """Return the steps of both sides, of a CSV file or of stdin (`-`); rows of no quantity are left out.
+
+    The header names side, price and quantity, in any order and case; what else it names is passed over.
 
     Raises:
-        CurveError: a line is not `side,price,quantity`.
+        CurveError: a line is no such row.
         OSError: the file cannot be read.
     """
+    name, data = ("stdin", sys.stdin.buffer.read()) if file == STDIN else (str(file), Path(file).read_bytes())
     curves: dict[str, Curve] = {side: [] for side in SIDES}
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        rows = _rows(path, file)
-        line, header = next(rows, (1, []))
-        if [name.strip() for name in header] != COLUMNS:
-            raise _fault(path, line, "header", ",".join(header), f"{','.join(COLUMNS)} is")
-        for line, row in rows:
-            if len(row) != len(COLUMNS):
-                raise _fault(path, line, "columns", ",".join(row), f"{','.join(COLUMNS)}: three of them are")
-            side, price_text, quantity_text = row
-            curve = curves.get(side.strip())
-            if curve is None:
-                raise _fault(path, line, "side", side, "buy or sell is")
-            price = _number(path, line, "price", price_text)
-            quantity = _number(path, line, "quantity", quantity_text)
-            if quantity < 0:
-                raise _fault(path, line, "quantity", quantity_text, "zero or more is")
-            if quantity:
-                curve.append((price, quantity))
+    rows = _rows(name, data)
+    line, header = next(rows, (1, []))
+    names = [column.strip().lower() for column in header]
+    if any(names.count(column) != 1 for column in COLUMNS):
+        allowed = f"{','.join(COLUMNS)}, each once, in any order and among others, is"
+        raise _fault(name, line, "header", ",".join(header), allowed)
+    places = [names.index(column) for column in COLUMNS]
+    for line, row in rows:
+        if len(row) != len(header):
+            raise _fault(name, line, "columns", ",".join(row), f"{len(header)}, as the header has, are")
+        side, price_text, quantity_text = (row[place] for place in places)
+        curve = curves.get(side.strip().lower())
+        if curve is None:
+            raise _fault(name, line, "side", side, "buy or sell is")
+        price = _number(name, line, "price", price_text)
+        quantity = _number(name, line, "quantity", quantity_text)
+        if quantity < 0:
+            raise _fault(name, line, "quantity", quantity_text, "zero or more is")
+        if quantity:
+            curve.append((price, quantity))
     return curves
 
 
@@ -66,14 +74,17 @@ def without_residue(curves: dict[str, Curve]) -> dict[str, Curve]:
 
     Published curves are often computed in floats: 0.30000000000000004. One such digit too many on either
     side decides which of two equal totals is the greater, and narrows the interval of prices to one end.
-    So what differs from a number of 10 digits of the larger side's total by no more than half of its 15th
-    digit is read as that number. All else stays as it is, and so do whole numbers.
+    So a quantity written with 15 digits or more, where floats end, that differs from a number of 10 digits
+    of the larger side's total by no more than half of its 15th digit is read as that number. All else stays
+    as it is, and so do whole numbers.
     """
     total = max(sum(quantity for _, quantity in curve) for curve in curves.values())
     grid = 10 ** min(DIGITS, max(0, len(str(total)) - GRID_DIGITS))
     residue = grid // 10 ** (FLOAT_DIGITS - GRID_DIGITS) // 2
 
     def read(quantity: int) -> int:
+        if len(str(quantity).rstrip("0")) < FLOAT_DIGITS:
+            return quantity
         nearest = (quantity + grid // 2) // grid * grid
         return nearest if nearest and abs(quantity - nearest) <= residue else quantity
 
@@ -118,7 +129,8 @@ def clear_curves(curves: dict[str, Curve]) -> dict[str, str | None]:
 @auction.command("clear")
 def auction_clear(
     file: Annotated[
-        Path, typer.Argument(help="CSV with the header side,price,quantity; buy or sell; one step a row.")
+        str,
+        typer.Argument(help="CSV with side, price and quantity; buy or sell; one step a row. - for stdin."),
     ],
     exact: Annotated[
         bool, typer.Option("--exact", help="Take every digit of a quantity as it is written.")
@@ -126,7 +138,8 @@ def auction_clear(
 ) -> None:
     """Clear a buy and a sell curve at one price; print the interval of prices and of volumes as JSON.
 
-    Last digits that binary floats leave in quantities, as in 0.30000000000000004, are rounded away.
+    Last digits that binary floats leave in quantities of 15 digits or more, as in 0.30000000000000004, are
+    rounded away.
 
     Example: cux auction clear curves.csv
     """
@@ -134,24 +147,34 @@ def auction_clear(
     typer.echo(json.dumps(clear_curves(curves if exact else without_residue(curves))))
 
 
-def _rows(path: Path, file: Iterable[str]) -> Iterator[tuple[int, list[str]]]:
-    """Yield line number and fields of each row that is not blank."""
-    reader = csv.reader(file, skipinitialspace=True)
+def _rows(name: str, data: bytes) -> Iterator[tuple[int, list[str]]]:
+    """Yield fields of each row that is not blank, with the number of the line in which it begins."""
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        # As the lines are counted below: where the part before it ends.
+        line = len((data[: error.start] + b".").splitlines())
+        raise CurveError(f"{name}, line {line}: {error.reason}; UTF-8 is allowed") from error
+    lines = list(io.StringIO(text, newline=""))
+    # The line that is added is a blank row, unless a quote is still open.
+    reader = csv.reader([*lines, ""], skipinitialspace=True)
+    first = 1
     try:
         for row in reader:
+            if row and reader.line_num > len(lines):
+                raise CurveError(f"{name}, line {first}: a quote that is not closed; CSV is allowed")
             if len(row) > 1 or (row and row[0].strip()):
-                yield reader.line_num, row
+                yield first, row
+            first = reader.line_num + 1
     except csv.Error as error:
-        raise CurveError(f"{path}, line {reader.line_num}: {error}; CSV is allowed") from error
-    except UnicodeDecodeError as error:
-        raise CurveError(f"{path}, after line {reader.line_num}: {error}; UTF-8 is allowed") from error
+        raise CurveError(f"{name}, line {first}: {error}; CSV is allowed") from error
 
 
-def _number(path: Path, line: int, column: str, text: str) -> int:
+def _number(name: str, line: int, column: str, text: str) -> int:
     units = _units(text)
     if units is None:
         allowed = f"a decimal number, of at most {DIGITS} digits before and {DIGITS} after the point, is"
-        raise _fault(path, line, column, text, allowed)
+        raise _fault(name, line, column, text, allowed)
     return units
 
 
@@ -176,10 +199,10 @@ def _units(text: str) -> int | None:
     return whole if whole == units else None
 
 
-def _fault(path: Path, line: int, column: str, value: str, allowed: str) -> CurveError:
+def _fault(name: str, line: int, column: str, value: str, allowed: str) -> CurveError:
     value = value.strip()
     shown = value if len(value) <= 2 * DIGITS else f"{value[: 2 * DIGITS]}..."
-    return CurveError(f"{path}, line {line}, {column} {shown!r}: {allowed} allowed")
+    return CurveError(f"{name}, line {line}, {column} {shown!r}: {allowed} allowed")
 
 
 def _shown(number: int, digits: int = DIGITS) -> str:
