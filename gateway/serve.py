@@ -18,6 +18,7 @@ import msgspec
 
 from exchange.folder import DataFolder, FolderError
 from exchange.link import CoreLink
+from exchange.lock import holder_of, process
 from exchange.process import SUPERVISOR
 from settlement.database import connect, migrate
 from settlement.postgres import DatabaseError, Postgres
@@ -39,6 +40,21 @@ class ServeError(Exception):
     """The exchange could not be started or kept up; the process that failed has said why."""
 
 
+class _Ends:
+    """How often something ended within the last minute."""
+
+    def __init__(self) -> None:
+        self._at: deque[float] = deque()
+
+    def one_more_is_too_many(self) -> bool:
+        """Note that it ended, and say whether it did too often."""
+        now = time.monotonic()
+        self._at.append(now)
+        while self._at[0] < now - RESTART_WINDOW_SECONDS:
+            self._at.popleft()
+        return len(self._at) > RESTARTS_MAX
+
+
 class Exchange:
     """The processes of one exchange. A process that dies is started again, within limits."""
 
@@ -50,6 +66,9 @@ class Exchange:
         self._postgres = postgres
         self._tell = tell
         self._processes: dict[str, asyncio.subprocess.Process] = {}
+        # Core and follower are one program and change places when the follower is promoted.
+        self._leader = "core"
+        self._leader_ends = _Ends()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Start everything, keep it up until `stop`, end it in order.
@@ -70,7 +89,8 @@ class Exchange:
                 await self._start(name)
                 if ready is not None:
                     await self._until_ready(name, ready)
-                tasks.append(asyncio.create_task(self._keep(name)))
+                keep = self._keep_leader_or_follower if name in ("core", "follower") else self._keep
+                tasks.append(asyncio.create_task(keep(name)))
             tasks.append(asyncio.create_task(self._keep_postgres()))
             self._tell(
                 f"exchange ready at ws://{self._host}:{self._port}/ws; "
@@ -99,24 +119,66 @@ class Exchange:
         await stop.wait()
 
     async def _keep(self, name: str) -> None:
-        """Start a process again whenever it ends.
+        """Start the gateway or the back again whenever it ends.
 
-        Trading needs core and gateway: if one of them ends too often, all stops. It does not need the others.
+        Trading needs the gateway: if it ends too often, all stops. It does not need the back.
         """
-        restarts: deque[float] = deque()
+        ends = _Ends()
         while True:
-            code = await self._processes[name].wait()
-            now = time.monotonic()
-            restarts.append(now)
-            while restarts[0] < now - RESTART_WINDOW_SECONDS:
-                restarts.popleft()
-            self._tell(f"{name} ended with code {code}")
-            if len(restarts) > RESTARTS_MAX:
-                if name in ("core", "gateway"):
-                    raise ServeError(f"{name} ended with code {code}; that is too often, the exchange stops")
+            ended = await self._end_of(name)
+            if ends.one_more_is_too_many():
+                if name == "gateway":
+                    raise ServeError(f"{ended}; that is too often, the exchange stops")
                 await asyncio.sleep(RESTART_WINDOW_SECONDS / RESTARTS_MAX)
-            await self._start(name)
-            self._tell(f"{name} restarted as {self._processes[name].pid}")
+            await self._restart(name)
+
+    async def _keep_leader_or_follower(self, name: str) -> None:
+        """Start core or follower again whenever it ends.
+
+        Trading needs a leader: if the one that leads ends too often, whatever it is called, all stops. Its
+        end does not count where the other one leads then: it was promoted.
+        """
+        ends_of_follower = _Ends()
+        while True:
+            ended = await self._end_of(name)
+            if name != self._leader and ends_of_follower.one_more_is_too_many():
+                await asyncio.sleep(RESTART_WINDOW_SECONDS / RESTARTS_MAX)
+            await self._restart(name)
+            leader = await self._leader_after(name)
+            if leader != self._leader:
+                self._tell(f"{leader} leads")
+                self._leader = leader
+            if leader == name and self._leader_ends.one_more_is_too_many():
+                raise ServeError(f"{ended}; that is too often, the exchange stops")
+
+    async def _leader_after(self, name: str) -> str:
+        """Return which of the two leads, or comes to, after one was started again; the one, if it ends."""
+        other = "follower" if name == "core" else "core"
+        deadline = time.monotonic() + START_SECONDS
+        while not self._leads(name) and self._processes[name].returncode is None:
+            if self._leads(other):
+                return other
+            if time.monotonic() > deadline:
+                break
+            await asyncio.sleep(0.05)
+        return name
+
+    def _leads(self, name: str) -> bool:
+        found = self._processes.get(name)
+        if found is None or found.returncode is not None:
+            return False
+        holder = holder_of(self._folder.log)
+        return holder is not None and holder == process(found.pid)
+
+    async def _end_of(self, name: str) -> str:
+        """Return when a process has ended, what is to be said of it."""
+        ended = f"{name} {_words(await self._processes[name].wait())}"
+        self._tell(ended)
+        return ended
+
+    async def _restart(self, name: str) -> None:
+        await self._start(name)
+        self._tell(f"{name} restarted as {self._processes[name].pid}")
 
     async def _keep_postgres(self) -> None:
         """Start the database again when it ends; the exchange trades on meanwhile."""
@@ -186,15 +248,29 @@ class Exchange:
 
     async def _end(self) -> None:
         for name in ("gateway", "back", "follower", "core"):
-            process = self._processes.get(name)
-            if process is None or process.returncode is not None:
+            running = self._processes.get(name)
+            if running is None or running.returncode is not None:
                 continue
-            process.send_signal(signal.SIGTERM)
+            running.send_signal(signal.SIGTERM)
             try:
-                await asyncio.wait_for(process.wait(), STOP_SECONDS)
+                code = await asyncio.wait_for(running.wait(), STOP_SECONDS)
             except TimeoutError:
-                process.kill()
-                await process.wait()
+                self._tell(f"{name} has not ended in {STOP_SECONDS:g} seconds and is killed")
+                running.kill()
+                await running.wait()
+            else:
+                # One that had hardly begun does not yet hear that it should end.
+                if code not in (0, -signal.SIGTERM):
+                    self._tell(f"{name} {_words(code)}")
+
+
+def _words(code: int) -> str:
+    """Return what is to be said of a process that ended so; why, it says itself if it can."""
+    if code < 0:
+        return f"ended with code {code} ({signal.strsignal(-code)})"
+    if code == 0:
+        return "ended with code 0 (somebody else told it to stop)"
+    return f"ended with code {code}"
 
 
 def serve(path: Path, host: str, port: int, tell: Callable[[str], None]) -> None:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ import pytest
 
 from exchange.engine import Engine
 from exchange.folder import DataFolder
+from exchange.lock import process
 from exchange.log import read_records
 from gateway.client import Client
+from gateway.serve import Exchange, ServeError
 from schemas.records import decoded
 from schemas.wire import OrderResult
-from settlement.postgres import DATABASE_URL
+from settlement.postgres import DATABASE_URL, Postgres
 from tests.exchange_fixture import (
     ROOT,
     Participant,
@@ -296,9 +298,106 @@ def test_a_process_that_keeps_dying_ends_the_exchange(folder: DataFolder) -> Non
     assert len(killed) == 6
     out, error = exchange.process.communicate()
     assert exchange.process.returncode == 1
-    assert "gateway ended with code -9; that is too often, the exchange stops" in error
+    assert "gateway ended with code -9 (Killed); that is too often, the exchange stops" in error
     assert out.count("gateway restarted as") == 5
     assert processes_of(folder.path) == []
+
+
+class Places:
+    """Core and follower as the supervisor keeps them; here they only sleep, and the test says who leads."""
+
+    def __init__(self, folder: DataFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.words: list[str] = []
+        self.leader = 0
+        self.exchange = Exchange(folder, "127.0.0.1", 0, Postgres({}), self.words.append)
+        self.tasks: list[asyncio.Task[None]] = []
+        monkeypatch.setattr("gateway.serve.holder_of", lambda _: process(self.leader))
+        monkeypatch.setattr(self.exchange, "_start", self._start)
+
+    async def _start(self, name: str) -> None:
+        self.exchange._processes[name] = await asyncio.create_subprocess_exec("sleep", "60")
+
+    async def begin(self) -> None:
+        for name in ("core", "follower"):
+            await self._start(name)
+            self.tasks.append(asyncio.create_task(self.exchange._keep_leader_or_follower(name)))
+        self.leader = self.pid("core")
+
+    def pid(self, name: str) -> int:
+        return self.exchange._processes[name].pid
+
+    async def kill(self, name: str) -> None:
+        """Kill it and return when it is there again."""
+        before = self.pid(name)
+        os.kill(before, signal.SIGKILL)
+        await until(lambda: self.pid(name) != before)
+
+    async def settled(self) -> None:
+        """Return when it was seen who leads."""
+        await until(lambda: self.pid(self.exchange._leader) == self.leader)
+        await asyncio.sleep(0.1)
+
+    async def end(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        await asyncio.gather(*self.tasks, return_exceptions=True)
+        for running in self.exchange._processes.values():
+            if running.returncode is None:
+                running.kill()
+                await running.wait()
+
+
+@pytest.fixture
+async def places(folder: DataFolder, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Places]:
+    found = Places(folder, monkeypatch)
+    await found.begin()
+    yield found
+    await found.end()
+
+
+async def test_a_leader_that_a_promotion_ends_is_no_crash(places: Places) -> None:
+    for _ in range(6):
+        for deposed, promoted in (("core", "follower"), ("follower", "core")):
+            await places.kill(deposed)
+            # It takes the log a moment later.
+            places.leader = places.pid(promoted)
+            await places.settled()
+    assert not any(task.done() for task in places.tasks)
+    assert places.words.count("follower leads") == places.words.count("core leads") == 6
+
+
+async def test_a_follower_that_keeps_failing_does_not_end_a_sound_exchange_whatever_it_is_called(
+    places: Places,
+) -> None:
+    os.kill(places.leader, signal.SIGKILL)
+    places.leader = places.pid("follower")
+    await places.settled()
+    for _ in range(5):
+        await places.kill("core")
+        await asyncio.sleep(0.1)
+    os.kill(places.pid("core"), signal.SIGKILL)
+    await until(lambda: places.words.count("core ended with code -9 (Killed)") == 7)
+    # It is started again, but later.
+    await asyncio.sleep(0.3)
+    assert not any(task.done() for task in places.tasks)
+    assert places.words.count(f"core restarted as {places.pid('core')}") == 1
+
+
+async def test_a_leader_that_keeps_failing_ends_the_exchange_whatever_it_is_called(places: Places) -> None:
+    os.kill(places.leader, signal.SIGKILL)
+    places.leader = places.pid("follower")
+    await places.settled()
+    for count in range(1, 7):
+        await places.kill("follower")
+        # It takes the log, or ends before it does.
+        if count % 2:
+            places.leader = places.pid("follower")
+            await places.settled()
+    os.kill(places.pid("follower"), signal.SIGKILL)
+    await until(places.tasks[1].done)
+    with pytest.raises(ServeError, match=r"follower ended with code -9 \(Killed\); that is too often"):
+        places.tasks[1].result()
+    assert not places.tasks[0].done()
 
 
 def test_the_pids_file_names_living_processes(exchange: Served) -> None:
