@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import pty
+import random
 import re
 import subprocess
 import sys
@@ -30,7 +31,16 @@ from gateway.state import State
 from gateway.venue_setup import init_venue
 from schemas.catalogue import check_venue, load_venue
 from schemas.codec import encode
-from schemas.commands import AnyCommand, CancelOrder, OpenEra, Requirement, Tick
+from schemas.commands import (
+    AnyCommand,
+    CancelOrder,
+    EnterOrder,
+    OpenEra,
+    OrderType,
+    Requirement,
+    Tick,
+    TimeInForce,
+)
 from schemas.events import Rejected, Traded
 from schemas.reasons import RejectReason
 from schemas.records import SALT_BYTES, Decoded, Record, decoded
@@ -165,6 +175,35 @@ def test_the_examples_venue_is_whole_and_its_orders_trade_by_price_then_time() -
             if isinstance(event, Traded):
                 trades.append((event.ask_order_id, event.bid_order_id, event.lots))
     assert trades == [(2, 3, 3), (1, 3, 1), (5, 4, 1)]
+
+
+def test_plain_orders_in_the_examples_place_are_none_of_them_refused() -> None:
+    """As the README says: two traders' limit and market orders, for a day and at the bounds that it names."""
+    opening, orders = [*example()][:5], [*example()][5:]
+    sell, buy = orders[0].command, orders[2].command
+    assert isinstance(sell, EnterOrder)
+    assert isinstance(buy, EnterOrder)
+    market = {"order_type": OrderType.MARKET, "price_ticks": 0, "time_in_force": TimeInForce.IOC}
+    draw = random.Random(1)
+    engine, trades, last = Engine(), 0, 0
+    for line in opening:
+        engine.apply(line.time_ns, line.command)
+    for number in range(3000):
+        time_ns = number * 29 * 10**9
+        terms: dict[str, object] = {"lots": draw.randint(1, 100), "price_ticks": draw.randint(1, 2000)}
+        if number % 5 == 0:
+            terms |= market
+        if number % 500 == 0:
+            terms = {"lots": 10**6, "price_ticks": 10**8} | (market if number % 1000 else {})
+        order = msgspec.structs.replace(
+            draw.choice((sell, buy)), client_order_id=f"o{number}", valid_until_ns=time_ns, **terms
+        )
+        events = engine.apply(time_ns, order)
+        assert not isinstance(events[0], Rejected), (order, events)
+        trades += sum(isinstance(event, Traded) for event in events)
+        last = time_ns
+    assert trades > 1000
+    assert last > 23 * HOUR_NS
 
 
 def test_a_line_comes_out_for_each_that_goes_in(cux: Cux, day: Path) -> None:

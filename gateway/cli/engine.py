@@ -56,6 +56,8 @@ engine = group("engine", "Offline matching: the engine alone, without clock, net
 
 STDIN = "-"
 PROGRESS_EVERY = 1 << 16
+PLAIN_PRICE_MAX, PLAIN_HOUR = 10**8, 720
+"""What `example` allows for a price, and the hour that it trades: 30 days after its first moment."""
 NO_KEY = bytes(32)
 """The key of venue and operator in what `example` and `era` print; the engine checks no signature."""
 
@@ -166,7 +168,11 @@ def era(venue: Venue) -> OpenEra:
 
 
 def example() -> Iterator[Line]:
-    """Yield a file of ten lines: a venue of one of each, a seller, a buyer, a site, five orders."""
+    """Yield a file of ten lines: a venue of one of each, a seller, a buyer, a site, five orders.
+
+    No bound of the venue stands in the way of other orders in the place of these: the collar, without which
+    there are no market orders, reaches over all prices.
+    """
     figures = {"grid_mgco2_per_kwh": "none", "location": "none"}
     venue = Venue(
         code="plain",
@@ -176,7 +182,12 @@ def example() -> Iterator[Line]:
         currency=Currency(code="CNY"),
         gate_seconds=0,
         bond_permille=0,
-        limits=Limits(open_orders_max=10**9, order_max_lots=10**9, price_max_ticks=10**9),
+        limits=Limits(
+            price_max_ticks=PLAIN_PRICE_MAX,
+            order_max_lots=10**9,
+            open_orders_max=10**9,
+            collar_permille=PLAIN_PRICE_MAX * 1000,
+        ),
         latency_tiers=(LatencyTier(code="L"),),
         carbon_grades=(CarbonGrade(code="C"),),
         security_tiers=(SecurityTier(code="S", meaning="any"),),
@@ -205,7 +216,8 @@ def example() -> Iterator[Line]:
                 software="any",
                 domestic=False,
                 lot_eighths=8,
-                sources={"memory_gb": "none"},
+                reference_price_ticks=1000,
+                sources={"memory_gb": "none", "reference_price_ticks": "none"},
             ),
         ),
     )
@@ -214,8 +226,8 @@ def example() -> Iterator[Line]:
         era(venue),
         RegisterAccount(1, 1, authority=operator),
         RegisterAccount(2, 2, authority=operator),
-        Deposit(2, 1_000_000_000, authority=operator),
-        CertifySite(1, 1, "here", "GPU", 1_000_000, "C", "S", 0, 24, authority=operator),
+        Deposit(2, 4_000_000_000_000_000_000, authority=operator),
+        CertifySite(1, 1, "here", "GPU", 2_000_000_000, "C", "S", 0, PLAIN_HOUR + 1, authority=operator),
     ]
     for sequence, command in enumerate(opening, 1):
         yield Line(sequence, 0, command)
@@ -234,7 +246,7 @@ def example() -> Iterator[Line]:
             valid_until_ns=second * 1_000_000_000,
             side=side,
             class_code="GPU",
-            delivery_hour=1,
+            delivery_hour=PLAIN_HOUR,
             lots=lots,
             price_ticks=price_ticks,
             time_in_force=time_in_force,
