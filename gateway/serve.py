@@ -9,8 +9,9 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import asyncpg
@@ -19,9 +20,12 @@ import msgspec
 from exchange.folder import DataFolder, FolderError
 from exchange.link import CoreLink
 from exchange.lock import holder_of, process
+from exchange.log import LogError
 from exchange.process import SUPERVISOR
+from settlement.back import LEDGER_AHEAD
 from settlement.database import connect, migrate
-from settlement.postgres import DatabaseError, Postgres
+from settlement.postgres import DatabaseError, Postgres, connection_of
+from settlement.writer import LedgerAheadError, position_in
 
 RESTARTS_MAX = 5
 RESTART_WINDOW_SECONDS = 60.0
@@ -75,11 +79,12 @@ class Exchange:
 
         Raises:
             DatabaseError: the database cannot be used.
+            LedgerAheadError: the log lacks what the ledger has.
             ServeError: a process ended before it was ready, or keeps dying.
         """
         tasks: list[asyncio.Task[None]] = []
         try:
-            await self._migrate()
+            await self._prepare_database()
             for name, ready in (
                 ("core", self._core_ready),
                 ("gateway", self._gateway_ready),
@@ -107,13 +112,22 @@ class Exchange:
             await self._end()
             self._postgres.stop()
 
-    async def _migrate(self) -> None:
+    async def _prepare_database(self) -> None:
         try:
             conn = await connect(self._postgres.connection)
         except (OSError, asyncpg.PostgresError) as error:
             raise DatabaseError(f"the database cannot be reached: {error}") from error
-        await migrate(conn)
-        await conn.close()
+        try:
+            await migrate(conn)
+            # Before anybody leads: the ledger may have seen more than a log that was cut.
+            await position_in(conn, self._folder.log)
+        except LedgerAheadError:
+            raise
+        except LogError:
+            # The core reads all of it, and says more exactly where it is damaged.
+            pass
+        finally:
+            await conn.close()
 
     async def _stopped(self, stop: asyncio.Event) -> None:
         await stop.wait()
@@ -121,11 +135,14 @@ class Exchange:
     async def _keep(self, name: str) -> None:
         """Start the gateway or the back again whenever it ends.
 
-        Trading needs the gateway: if it ends too often, all stops. It does not need the back.
+        Trading needs the gateway: if it ends too often, all stops. It does not need the back, unless that one
+        finds that the log has lost what the ledger has.
         """
         ends = _Ends()
         while True:
             ended = await self._end_of(name)
+            if name == "back" and self._processes[name].returncode == LEDGER_AHEAD:
+                raise ServeError("the log lacks what the ledger has, as back says; the exchange stops")
             if ends.one_more_is_too_many():
                 if name == "gateway":
                     raise ServeError(f"{ended}; that is too often, the exchange stops")
@@ -277,7 +294,7 @@ def serve(path: Path, host: str, port: int, tell: Callable[[str], None]) -> None
     """Run the exchange of a data folder until SIGTERM or SIGINT. Call it from the main thread.
 
     Raises:
-        FolderError, DatabaseError, ServeError: it cannot run.
+        FolderError, DatabaseError, LedgerAheadError, ServeError: it cannot run.
     """
     folder = DataFolder(path)
     folder.settings()
@@ -292,6 +309,27 @@ def serve(path: Path, host: str, port: int, tell: Callable[[str], None]) -> None
         await Exchange(folder, host, port, postgres, tell).run(stop)
 
     asyncio.run(run(Postgres.start(folder.postgres)))
+
+
+@contextlib.contextmanager
+def database_of(folder: DataFolder) -> Iterator[Mapping[str, Any]]:
+    """Yield how to connect to the exchange's database, which is started meanwhile where nobody serves it.
+
+    Raises:
+        FolderError, DatabaseError: there is no exchange, or no database, or it cannot be started.
+    """
+    folder.settings()
+    connection = connection_of(folder.postgres)
+    try:
+        lock = hold(folder)
+    except FolderError:
+        yield connection
+        return
+    try:
+        with Postgres.start(folder.postgres) as server:
+            yield server.connection
+    finally:
+        os.close(lock)
 
 
 def hold(folder: DataFolder) -> int:

@@ -11,9 +11,11 @@ from exchange.folder import DataFolder, FolderError
 from exchange.log import LogError
 from exchange.process import end_with_supervisor
 from settlement.postgres import DatabaseError, connection_of
-from settlement.writer import Progress, follow
+from settlement.writer import LedgerAheadError, Progress, follow
 
 PRIORITY = 5
+LEDGER_AHEAD = 3
+"""The exit code that says: the log lacks what the ledger has, trading must stop."""
 
 
 class _Told:
@@ -50,6 +52,9 @@ def main() -> int:
     os.nice(PRIORITY)
     try:
         asyncio.run(_run(folder))
+    except LedgerAheadError as error:
+        sys.stderr.write(f"back: {error}\n")
+        return LEDGER_AHEAD
     except (FolderError, LogError, DatabaseError) as error:
         sys.stderr.write(f"back: {error}\n")
         return 1

@@ -107,6 +107,10 @@ COLUMNS: dict[str, tuple[str, ...]] = {
 Rows = dict[str, list[tuple[Any, ...]]]
 
 
+class LedgerAheadError(LogError):
+    """The ledger has what the log has lost, or never had. Whoever trades on makes a second truth."""
+
+
 class Progress(NamedTuple):
     """How far the ledger has got: up to `position`, of `durable` records in the log."""
 
@@ -133,7 +137,8 @@ async def follow(
     and how far behind the ledger is, and after each batch how far it has got.
 
     Raises:
-        LogError: the log is damaged, or not the one that the ledger was made from.
+        LedgerAheadError: the log lacks what the ledger has.
+        LogError: the log is damaged.
         DatabaseError: the server is older than this code can use.
     """
     delay = RETRY_FIRST_SECONDS
@@ -141,8 +146,7 @@ async def follow(
     while not stop.is_set():
         try:
             async with _writer_connection(connection) as conn:
-                reached, entry = await _position_and_entry(conn)
-                _refuse_other_log(log_folder, reached, entry)
+                reached = await position_in(conn, log_folder)
                 for batch, durable in _log_batches(log_folder, reached + 1):
                     if batch:
                         await _write(conn, batch)
@@ -199,6 +203,35 @@ async def position(conn: asyncpg.Connection) -> int:
     """Return the last sequence number that the ledger has taken in, 0 if none."""
     last, _ = await _position_and_entry(conn)
     return last
+
+
+async def position_in(conn: asyncpg.Connection, log_folder: Path) -> int:
+    """Return the last sequence number that the ledger has taken in, which the log holds as the ledger has it.
+
+    Raises:
+        LedgerAheadError: it does not.
+        LogError: the log is damaged before it.
+    """
+    last, entry = await _position_and_entry(conn)
+    if last == 0:
+        return 0
+    # Not up to there alone: a torn end before it is the end.
+    record = next(read_records(log_folder, last), None)
+    if record is None:
+        raise LedgerAheadError(
+            f"the log in {log_folder} ends before record {last}, which the ledger has: {_LOST}"
+        )
+    if entry_of(record) != entry:
+        raise LedgerAheadError(
+            f"record {last} of the log in {log_folder} is not the one that the ledger has: {_LOST}"
+        )
+    return last
+
+
+_LOST = (
+    "restore the whole log from a copy; or, if there is none, make the ledger again from what is there: "
+    "cux db rebuild"
+)
 
 
 async def engine_equals_ledger(
@@ -266,19 +299,6 @@ async def _position_and_entry(conn: asyncpg.Connection) -> tuple[int, bytes]:
     row = await conn.fetchrow("SELECT last, last_entry FROM cux.reader_position WHERE reader = $1", READER)
     assert row is not None
     return row["last"], row["last_entry"]
-
-
-def _refuse_other_log(log_folder: Path, last: int, entry: bytes) -> None:
-    if last == 0:
-        return
-    record = next(read_records(log_folder, last, last), None)
-    if record is None:
-        raise _TryAgainError(f"the log in {log_folder} ends before record {last}, which the ledger has")
-    if entry_of(record) != entry:
-        raise LogError(
-            f"record {last} of the log in {log_folder} is not the one that the ledger has: it was made from"
-            " another log, and must be rebuilt"
-        )
 
 
 def _log_batches(log_folder: Path, first: int) -> Iterator[tuple[list[Record], int]]:

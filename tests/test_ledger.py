@@ -68,10 +68,12 @@ from settlement.postgres import DatabaseError, Postgres
 from settlement.writer import (
     COLUMNS,
     LOST,
+    LedgerAheadError,
     Progress,
     engine_equals_ledger,
     follow,
     position,
+    position_in,
     rebuild,
     rows_of,
 )
@@ -982,13 +984,13 @@ async def test_another_log_is_refused(
     other = FileLog(tmp_path / "other")
     other.append(busy_day(50))
     other.close()
-    with pytest.raises(LogError, match=r"record 20 .* was made from another log"):
+    with pytest.raises(LedgerAheadError, match=r"record 20 .* is not the one that the ledger has"):
         await asyncio.wait_for(follow(tmp_path / "other", database, asyncio.Event()), 10)
     assert await dump(conn) == before
 
 
-async def test_a_log_that_ends_before_the_ledger_is_reported(
-    database: dict[str, Any], folder: Path, log: FileLog, tmp_path: Path
+async def test_a_log_that_ends_before_the_ledger_is_refused_torn_or_not(
+    conn: asyncpg.Connection, database: dict[str, Any], folder: Path, log: FileLog, tmp_path: Path
 ) -> None:
     log.append(story())
     log.seal()
@@ -996,10 +998,14 @@ async def test_a_log_that_ends_before_the_ledger_is_reported(
     other = FileLog(tmp_path / "other")
     other.append(story()[:10])
     other.close()
-    async with following(tmp_path / "other", database) as follower:
-        said = await follower.see(lambda progress: bool(progress.error))
-        assert "ends before record 20" in said.error
-        assert said.behind == 0
+    for tear in (b"", b"CUX1 half a batch"):
+        with next((tmp_path / "other").glob("*.log")).open("ab") as file:
+            file.write(tear)
+        with pytest.raises(LedgerAheadError, match="ends before record 20, which the ledger has"):
+            await asyncio.wait_for(follow(tmp_path / "other", database, asyncio.Event()), 10)
+        with pytest.raises(LedgerAheadError, match="ends before record 20, which the ledger has"):
+            await position_in(conn, tmp_path / "other")
+    assert await position_in(conn, folder) == 20
 
 
 async def test_a_database_that_was_not_migrated_is_reported_and_waited_for(
