@@ -6,6 +6,7 @@ A line is `{"sequence":1,"time_ns":0,"command":{"type":"open_era",...}}`. The fo
 
 import difflib
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Annotated, Any
 
@@ -43,14 +44,17 @@ class Outcome(Struct, frozen=True):
 
 
 def read_lines(name: str, lines: Iterable[bytes]) -> Iterator[Line]:
-    """Yield the commands of JSON lines; empty lines are passed over. `name` stands before each fault.
+    """Yield the commands of JSON lines; empty lines and a byte order mark at the beginning are passed over.
+
+    `name` stands before each fault.
 
     Raises:
         OfflineError: a line is not such a line, or does not follow on the one before it.
     """
     decoder = msgspec.json.Decoder(Line)
     sequence = time_ns = 0
-    for number, text in enumerate(lines, 1):
+    for number, raw in enumerate(lines, 1):
+        text = raw.removeprefix(BOM_UTF8) if number == 1 else raw
         try:
             line = decoder.decode(text)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

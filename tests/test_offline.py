@@ -7,6 +7,7 @@ import os
 import pty
 import random
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -206,6 +207,19 @@ def test_plain_orders_in_the_examples_place_are_none_of_them_refused() -> None:
     assert last > 23 * HOUR_NS
 
 
+def test_an_engine_that_is_not_there_is_told_in_one_sentence() -> None:
+    done = subprocess.run(
+        [*CUX, "version"],
+        check=False,
+        capture_output=True,
+        timeout=120,
+        cwd=README.parent,
+        env={**os.environ, "CUX_ENGINE": "foo"},
+    )
+    assert (done.returncode, done.stdout) == (1, b"")
+    assert done.stderr == b"cux: CUX_ENGINE is 'foo': compiled or interpreted is allowed\n"
+
+
 def test_a_line_comes_out_for_each_that_goes_in(cux: Cux, day: Path) -> None:
     found = cux("engine", "run", day)
     assert (found.code, found.error) == (0, "")
@@ -218,6 +232,13 @@ def test_empty_lines_are_passed_over_and_the_last_needs_no_end() -> None:
     lines = [line.encode() for line in lines_of(DAY[:3])]
     text = [b"\n", lines[0] + b"\r\n", b"  \n", lines[1] + b"\n", lines[2]]
     assert [line.sequence for line in read_lines("x", text)] == [1, 2, 3]
+
+
+def test_a_byte_order_mark_before_the_first_line_is_passed_over() -> None:
+    lines = [line.encode() + b"\n" for line in lines_of(DAY[:2])]
+    assert [line.sequence for line in read_lines("x", [b"\xef\xbb\xbf" + lines[0], lines[1]])] == [1, 2]
+    with pytest.raises(OfflineError, match="x, line 2, column 1 "):
+        list(read_lines("x", [lines[0], b"\xef\xbb\xbf" + lines[1]]))
 
 
 def test_an_act_by_a_key_that_is_no_operators_is_refused_by_the_market() -> None:
@@ -236,12 +257,16 @@ def test_an_act_by_a_key_that_is_no_operators_is_refused_by_the_market() -> None
 # -- a log -----------------------------------------------------------------------------------------------
 
 
-def test_a_log_and_the_folder_of_an_exchange_give_the_stored_events(cux: Cux, exchange: DataFolder) -> None:
+def test_a_log_and_the_folder_of_an_exchange_give_the_stored_events(
+    cux: Cux, exchange: DataFolder, tmp_path: Path
+) -> None:
     log = FileLog(exchange.log)
     stored = [told(decoded(record)) for record in log.read(1)]
     log.close()
     before = {path: path.read_bytes() for path in exchange.path.rglob("*") if path.is_file()}
-    for folder in (exchange.path, exchange.log):
+    # Of the last only the log was copied.
+    shutil.copytree(exchange.log, tmp_path / "log")
+    for folder in (exchange.path, exchange.log, tmp_path):
         found = cux("engine", "run", folder)
         assert [json.loads(line) for line in found.out.splitlines()] == stored
     assert {path: path.read_bytes() for path in exchange.path.rglob("*") if path.is_file()} == before
@@ -341,6 +366,13 @@ def test_a_contract_that_is_none_is_refused(cux: Cux, day: Path) -> None:
     unknown = cux("engine", "run", day, "--book", "H900.20261124T14")
     assert (unknown.code, unknown.out) == (1, "")
     assert unknown.error == "cux: contract H900.20261124T14: a contract of H100-SXM, T4 is allowed\n"
+    far = cux("engine", "run", day, "--book", "H100-SXM.20301124T14")
+    assert (far.code, far.out) == (1, "")
+    last = symbol(CLASS, START_NS // HOUR_NS + SMALL_VENUE.horizon_hours)
+    assert far.error == (
+        f"cux: contract H100-SXM.20301124T14: not listed at the end; up to {last} is allowed\n"
+    )
+    assert json.loads(cux("engine", "run", day, "--book", last).out)["phase"] == "continuous"
     both = cux("engine", "run", day, "--book", AT, "--hash")
     assert (both.code, both.out) == (2, "")
 

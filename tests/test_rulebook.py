@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from schemas.reasons import RejectReason
 from tests.market import Market
 
 README = Path(__file__).parent.parent / "exchange" / "README.md"
@@ -62,3 +63,9 @@ def test_the_example_holds(example: str) -> None:
             assert reports == ([] if told == "nothing" else told.split("; ")), line
         else:
             reports = market.play(line)
+
+
+def test_every_reason_stands_in_the_table_under_its_number() -> None:
+    table = README.read_text(encoding="utf-8").partition("\n## Reasons\n")[2].partition("\n## ")[0]
+    told = [(int(number), name) for number, name in re.findall(r"\b(\d{3}) `(\w+)`", table)]
+    assert told == [(reason.value, reason.name) for reason in RejectReason]

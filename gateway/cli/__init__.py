@@ -2,6 +2,12 @@
 
 import sys
 
+try:
+    # First and alone: it fails where the build that `CUX_ENGINE` asks for is not there.
+    import exchange  # noqa: F401
+except ImportError as error:
+    sys.exit(f"cux: {error}")
+
 # Each module enters its verbs where it is imported.
 import gateway.cli.auction
 import gateway.cli.backup

@@ -261,12 +261,16 @@ def book_of(market: Engine, sequence: int, class_code: str, hour: int) -> dict[s
     """Return what is shown of a contract by cell and price, best first, in the form of `cux book --json`.
 
     Raises:
-        OfflineError: the venue has no such class.
+        OfflineError: the venue has no such class, or the hour is not listed yet.
     """
     state = market.market
     if class_code not in state.classes:
         classes = ", ".join(state.classes)
         raise OfflineError(f"contract {symbol(class_code, hour)}: a contract of {classes} is allowed")
+    last = state.hour + state.horizon_hours
+    if hour > last:
+        allowed = f"up to {symbol(class_code, last)} is allowed"
+        raise OfflineError(f"contract {symbol(class_code, hour)}: not listed at the end; {allowed}")
     table, book = state.eligibility, state.classes[class_code].at(hour)
     needed = {
         table.find_demand_cell(*codes): codes
@@ -370,7 +374,7 @@ def _text(name: str, text: BinaryIO) -> Iterator[Line]:
 
 def _log(path: Path) -> Iterator[Decoded]:
     folder = DataFolder(path)
-    log = folder.log if folder.settings_file.exists() else path
+    log = folder.log if folder.log.is_dir() else path
     if not FolderDisk(log).segments():
         raise OfflineError(f"{log}: no log; a folder of an exchange that has run, or its log, is allowed")
     return map(understood, read_records(log))
