@@ -17,11 +17,12 @@ import pytest
 from exchange.engine import Engine
 from exchange.folder import DataFolder
 from exchange.lock import process
-from exchange.log import read_records
+from exchange.log import batch_at, durable_end, read_records
 from gateway.client import Client
 from gateway.serve import Exchange, ServeError
 from schemas.records import decoded
 from schemas.wire import OrderResult
+from settlement.database import connect
 from settlement.postgres import DATABASE_URL, Postgres
 from tests.exchange_fixture import (
     ROOT,
@@ -157,6 +158,68 @@ def test_a_second_serve_is_refused_also_where_the_database_is_another_s(
         assert first.process.poll() is None
     finally:
         first.stop()
+
+
+def cut_to(folder: DataFolder, last: int) -> None:
+    """Cut the log at the end of a batch, behind the last one that ends with `last` or before."""
+    (segment,) = folder.log.glob("*.log")
+    data, end, size = segment.read_bytes(), 0, 0
+    while (batch := batch_at(data, end)) is not None and batch.last_sequence <= last:
+        end = size = batch.end
+    segment.write_bytes(data[:size])
+
+
+async def test_a_log_that_lost_what_the_ledger_has_is_not_led(folder: DataFolder) -> None:
+    exchange = Served(folder, free_port())
+    for _ in range(4):
+        await exchange.register()
+    at = ("--folder", str(folder.path))
+
+    def checked() -> dict[str, Any]:
+        found: dict[str, Any] = json.loads(cux("db", "check", *at, "--json").stdout)
+        return found
+
+    await until(lambda: checked()["position"] == 13, 20)
+    for pid in (exchange.pid("core"), exchange.pid("follower"), exchange.process.pid):
+        os.kill(pid, signal.SIGKILL)
+    exchange.process.communicate()
+    await until(lambda: not processes_of(folder.path))
+    assert not folder.snapshots.exists()
+    cut_to(folder, 9)
+
+    words = f"cux: the log in {folder.log} ends before record 13, which the ledger has: restore the whole log"
+    for verb in (("db", "check"), ("serve", "--port", str(exchange.port))):
+        said = cux(*verb, *at)
+        assert said.returncode == 1
+        assert said.stderr.startswith(words), said.stderr
+        assert said.stderr.count("\n") == 1
+        assert processes_of(folder.path) == []
+    # Who decides that this is the log may go on with it, up to where it says that it is durable.
+    durable = durable_end(folder.log)
+    assert 0 < durable <= 9
+    assert cux("db", "rebuild", *at).stdout == f"the ledger stands at record {durable}\n"
+    assert checked()["position"] == durable
+    exchange.start()
+    assert exchange.health()[0] == 200
+    exchange.stop()
+
+
+async def test_an_exchange_whose_ledger_is_found_to_be_ahead_stops_with_a_sentence(
+    folder: DataFolder,
+) -> None:
+    exchange = Served(folder, free_port())
+    connection = json.loads((folder.postgres / "connection.json").read_text())["connection"]
+    conn = await connect(connection)
+    await conn.execute("UPDATE cux.reader_position SET last = 1000, last_entry = $1", bytes(48))
+    await conn.close()
+    os.kill(exchange.pid("back"), signal.SIGKILL)
+    out, error = await asyncio.to_thread(exchange.process.communicate, timeout=30)
+    assert exchange.process.returncode == 1
+    first, last = error.splitlines()
+    assert first.startswith(f"back: the log in {folder.log} ends before record 1000, which the ledger has")
+    assert last == "cux: the log lacks what the ledger has, as back says; the exchange stops"
+    assert "back ended with code 3\n" in out
+    assert processes_of(folder.path) == []
 
 
 # -- what dies -------------------------------------------------------------------------------------------

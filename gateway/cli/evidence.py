@@ -20,12 +20,13 @@ from exchange.recovery import Recovered, reapply
 from exchange.snapshot import Snapshots
 from gateway.cli.app import FOLDER, INT64_MAX, AsJson, Folder, console, group, lines, run, show
 from gateway.keys import read_key
+from gateway.serve import database_of
 from schemas.records import Decoded, Record, decoded
 from settlement.audit.export import export
 from settlement.audit.note import verifier_key
 from settlement.database import connect, migrate
 from settlement.postgres import connection_of
-from settlement.writer import engine_equals_ledger, position, rebuild
+from settlement.writer import engine_equals_ledger, position_in, rebuild
 
 log = group("log", "The log: the only truth.")
 audit = group("audit", "Exports that prove themselves.")
@@ -241,11 +242,11 @@ def db_migrate(folder: Folder = FOLDER) -> None:
 def db_rebuild(folder: Folder = FOLDER) -> None:
     """Empty the ledger and make it again from the log."""
     data = DataFolder(folder)
-    with console.status("rebuilding") as shown:
+    with console.status("rebuilding") as shown, database_of(data) as connection:
         reached = run(
             rebuild(
                 data.log,
-                connection_of(data.postgres),
+                connection,
                 lambda progress: shown.update(f"rebuilding: {progress.position} of {progress.durable}"),
             )
         )
@@ -254,14 +255,17 @@ def db_rebuild(folder: Folder = FOLDER) -> None:
 
 @db.command("check")
 def db_check(folder: Folder = FOLDER, as_json: AsJson = False) -> None:
-    """Compare the ledger with the engine's funds at its position, and add it up: the sum must be zero."""
+    """Compare the ledger with the engine's funds at its position, and add it up: the sum must be zero.
+
+    The log must hold the record at that position as the ledger has it.
+    """
     data = DataFolder(folder)
 
-    async def work() -> dict[str, Any]:
-        conn = await connect(connection_of(data.postgres))
+    async def work(connection: Mapping[str, Any]) -> dict[str, Any]:
+        conn = await connect(connection)
         try:
             async with conn.transaction(isolation="repeatable_read"):
-                reached = await position(conn)
+                reached = await position_in(conn, data.log)
                 engine = replay(data, reached).engine
                 differences = await engine_equals_ledger(conn, engine.balances())
                 total = await conn.fetchval(
@@ -276,7 +280,8 @@ def db_check(folder: Folder = FOLDER, as_json: AsJson = False) -> None:
             "state_hash": engine.state_hash().hex(),
         }
 
-    found = run(work())
+    with database_of(data) as connection:
+        found = run(work(connection))
     show(
         as_json,
         found,
