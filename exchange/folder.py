@@ -66,9 +66,7 @@ class DataFolder:
         try:
             data = self.settings_file.read_bytes()
         except FileNotFoundError:
-            raise FolderError(
-                f"{self.path} holds no exchange; make one with: cux venue init --folder {self.path}"
-            ) from None
+            raise self._no_exchange() from None
         try:
             found = msgspec.json.decode(data, type=dict[str, object]).get("format")
             if found != FORMAT:
@@ -78,6 +76,11 @@ class DataFolder:
             return msgspec.json.decode(data, type=Settings)
         except msgspec.DecodeError as error:
             raise FolderError(f"{self.settings_file}: {error}") from None
+
+    def _no_exchange(self) -> FolderError:
+        return FolderError(
+            f"{self.path} holds no exchange; make one with: cux venue init --folder {self.path}"
+        )
 
     def clock_speed(self) -> int:
         """Return how fast a simulated clock ran last; 0 if it was never set.
@@ -104,12 +107,14 @@ class DataFolder:
     def run(self) -> Path:
         """Where the sockets are: in the folder, or among temporary files where its path is too long."""
         if not self.settings_file.exists():
-            raise FolderError(f"{self.path} holds no exchange; make one with cux venue init")
-        inside = self.path / "run"
+            raise self._no_exchange()
+        # The same by whatever path the folder is reached.
+        path = self.path.resolve()
+        inside = path / "run"
         if len(os.fsencode(inside)) + 20 <= _SOCKET_PATH_MAX:
             folder = inside
         else:
-            name = hashlib.sha256(os.fsencode(self.path)).hexdigest()[:16]
+            name = hashlib.sha256(os.fsencode(path)).hexdigest()[:16]
             folder = Path(tempfile.gettempdir()) / f"cux-{os.getuid()}-{name}"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         if folder.is_symlink() or folder.stat().st_uid != os.getuid():

@@ -291,6 +291,32 @@ async def test_the_follower_says_how_far_behind_it_is(folder: DataFolder) -> Non
     log.close()
 
 
+@pytest.mark.parametrize("length", [10, 100])
+async def test_the_follower_is_found_by_whatever_path_the_folder_is_reached(
+    tmp_path: Path, length: int
+) -> None:
+    place = tmp_path / ("x" * length)
+    place.mkdir()
+    folder = make_folder(place, venue=SMALL_VENUE)
+    (tmp_path / "link").symlink_to(place)
+    (tmp_path / "longer").mkdir()
+    (tmp_path / "longer" / ("y" * 100)).symlink_to(place)
+    following = Following(folder)
+    await until(_is_there(folder))
+    for way in (tmp_path / "link", tmp_path / "longer" / ("y" * 100)):
+        reached = DataFolder(way / folder.path.name)
+        assert await ask_standby(reached, "status") == Standing(0, 0)
+    await following.end()
+
+
+async def test_a_folder_without_an_exchange_has_no_follower_and_says_how_to_make_one(tmp_path: Path) -> None:
+    none = tmp_path / "none"
+    said = cux("standby", "status", "--folder", str(none))
+    assert said.returncode == 1
+    words = f"cux: {none} holds no exchange; make one with: cux venue init --folder {none}\n"
+    assert said.stderr == words
+
+
 async def test_who_asks_otherwise_is_not_answered_and_does_no_harm(folder: DataFolder) -> None:
     following = Following(folder)
     await until(_is_there(folder))
