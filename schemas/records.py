@@ -20,6 +20,9 @@ SALT_BYTES = 16
 class Record(Struct, frozen=True, array_like=True, forbid_unknown_fields=True):
     """One command, when it was applied, and what came of it. `events[0]` answers the command.
 
+    Two have no such first event: `tick`, and an `end_call` after which nothing is cleared, where the orders
+    that end with the call stand before the phase.
+
     Command and events stay encoded, so that what is hashed and what is read are the same bytes.
     """
 
