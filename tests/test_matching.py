@@ -781,6 +781,11 @@ def test_an_immediate_run_sells_to_a_resting_block_or_ends() -> None:
     ]
 
 
+def test_a_dated_run_ends_at_its_time_in_any_of_its_hours() -> None:
+    assert run("ask 1 1 @ 100 hours 2 stretch 1 gtd 30000; later 30000") == ["1 ended expired, 2 left"]
+    assert run("ask 1 1 @ 100 hours 2 stretch 1 gtd 36000; gate 0; until 0") == ["1 ended expired, 1 left"]
+
+
 def test_a_gate_takes_a_runs_hour_and_the_stretch_that_is_too_short_then() -> None:
     sold = "ask 1 4 @ 100 hours 4 stretch 2; bid 4 @ 100 hours 2 at 2; gate 0"
     assert run(sold) == ["1 ended gate, 8 left"]
@@ -1350,6 +1355,7 @@ def test_an_id_is_known_until_its_own_validity_has_ended() -> None:
     two = "bid 1 @ 90; cancel 1; later 10; bid 1 @ 90; cancel 2; later 595; "
     assert run(two + "repeat 1") == ["rejected COMMAND_EXPIRED"]
     assert run(two + "repeat 2") == ["2 repeated, 0 left"]
+    assert run("bid 1 @ 90; cancel 1; later 600; repeat 1") == ["1 repeated, 0 left"]
 
 
 def test_an_id_is_kept_nowhere_when_it_is_neither_valid_nor_open() -> None:

@@ -1066,6 +1066,10 @@ def test_nothing_stays_due_of_what_is_over() -> None:
     engine.apply(START_NS, ask(1, EAST, 1, 100, hours=2, min_hours=1, **later))
     engine.apply(last_gate, Tick())
     assert engine.next_due_ns() is None
+    engine = prepared(Row(Tick(), "", ""))
+    engine.apply(START_NS, bid(1, 1, 100, hours=2, **{**later, "expire_ns": GATE + 1}))
+    engine.apply(GATE, Tick())
+    assert engine.next_due_ns() != GATE + 1
 
 
 def test_the_name_of_an_offer_that_is_over_is_part_of_the_state_while_it_is_taken() -> None:
