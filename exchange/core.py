@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import gc
+import signal
 import sys
 from collections import deque
 from collections.abc import Coroutine
@@ -66,6 +67,7 @@ SWITCH_SECONDS = 0.0005
 
 OWN_COMMANDS = frozenset({OpenEra, Tick, RetryBlock, ListStandingOffer, EndCall, ProposeClearing})
 """What the core alone submits."""
+
 
 class QuarantinedError(Exception):
     """The engine failed at a command, which is kept out from now on; the message says where it lies."""
@@ -480,8 +482,13 @@ async def _run(folder: DataFolder, low_disk_bytes: int, stands_by: bool) -> None
         if promoted is None:
             return
         log, recovered = promoted
+    except OSError as error:
+        raise FolderError(f"{folder.path} cannot be led: {error}") from error
     if log.cut_bytes:
-        _tell(f"a torn end of {log.cut_bytes} bytes, told to nobody, was cut off the log")
+        _tell(
+            f"{log.cut_bytes} bytes behind record {log.last_sequence} are no whole batch and were cut off: "
+            "on a disk that keeps what it has synced, nobody was told of them"
+        )
     await lead(folder, log, recovered, low_disk_bytes)
 
 
@@ -495,6 +502,9 @@ def main() -> int:
     With --stand-by, where another process leads the folder, follow it and lead once promoted: so the two
     change places, and whoever is started again is what is wanted.
     """
+    for number in STOP_SIGNALS:
+        # Until it leads or follows, there is nothing to finish.
+        signal.signal(number, lambda *_: sys.exit(0))
     end_with_supervisor()
     parser = argparse.ArgumentParser(prog="cux-core", description=main.__doc__)
     parser.add_argument("folder", type=Path)

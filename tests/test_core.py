@@ -353,6 +353,35 @@ async def test_a_command_of_the_cores_own_at_which_the_engine_fails_only_ends_th
     assert not folder.quarantine.exists()
 
 
+SLOW_START = """
+import sys, time
+import exchange.core
+def recover(log, snapshots):
+    sys.stderr.write("starting\\n")
+    time.sleep(60)
+exchange.core.recover = recover
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_core_that_is_told_to_stop_while_it_starts_ends_well(tmp_path: Path, number: int) -> None:
+    core = CoreProcess(make_folder(tmp_path), program=SLOW_START)
+    assert core.process.stderr is not None
+    assert core.process.stderr.readline() == "starting\n"
+    assert core.kill(number) == 0
+    assert core.process.communicate()[1] == ""
+
+
+def test_a_folder_that_cannot_be_written_is_not_led_and_the_last_word_says_so(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    folder.log.rmdir()
+    folder.log.write_text("no folder")
+    core = CoreProcess(folder)
+    assert core.process.wait(10) == 1
+    words = core.process.communicate()[1]
+    assert re.fullmatch(r"core: .*exchange cannot be led: .*File exists.*\n", words), words
+
+
 JUMPING_CLOCK = """
 import pathlib, sys, time
 real, jump = time.time_ns, pathlib.Path(sys.argv[1]) / "jump"
