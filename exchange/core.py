@@ -438,7 +438,10 @@ async def lead(
     await core.serve(folder.core_socket)
     # By the leader itself, whether it has a follower or not: another release starts from this very state.
     last = Recovered(core.sequencer.engine, core.sequencer.era, log.last_sequence)
-    keep_snapshot(Snapshots(folder.snapshots), last)
+    try:
+        keep_snapshot(Snapshots(folder.snapshots), last)
+    except OSError as error:
+        _tell(f"no snapshot of record {last.sequence} was made: {error}")
 
 
 async def _stand_by(folder: DataFolder) -> Promoted | None:

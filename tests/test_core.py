@@ -382,6 +382,19 @@ def test_a_folder_that_cannot_be_written_is_not_led_and_the_last_word_says_so(tm
     assert re.fullmatch(r"core: .*exchange cannot be led: .*File exists.*\n", words), words
 
 
+async def test_a_core_that_cannot_write_its_last_snapshot_says_so_and_ends_well(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    core = CoreProcess(folder)
+    link = await core.link()
+    await _open_market(link)
+    folder.snapshots.write_text("no folder")
+    await link.close()
+    assert core.kill(signal.SIGTERM) == 0
+    assert re.fullmatch(
+        r"core: no snapshot of record \d+ was made: .*File exists.*\n", core.process.communicate()[1]
+    )
+
+
 JUMPING_CLOCK = """
 import pathlib, sys, time
 real, jump = time.time_ns, pathlib.Path(sys.argv[1]) / "jump"
