@@ -1064,6 +1064,13 @@ def test_a_call_counts_hidden_lots_by_their_orders_time() -> None:
     assert run(hidden + "; bid 4 @ 100") == ["3 @ 100 with 2", "1 @ 100 with 1"]
 
 
+def test_an_ask_sold_above_its_limit_puts_up_more_as_far_as_its_cash_just_does() -> None:
+    """At 105 its bond and fee are 4525 more than it has reserved for 100."""
+    sold = "halt; resume; ask 1 1 @ 100; bid 1 @ 110; withdraw 1 to {}; later 90; clear; money 1"
+    assert run(sold.format(4525)) == ["reserved 0, committed 0, bond 105000"]
+    assert run(sold.format(4524)) == ["reserved 0, committed 0, bond 100000"]
+
+
 def test_a_clearing_contract_takes_cancels_and_clears_without_what_they_ended() -> None:
     clearing = "halt; resume; bid 1 @ 100; bid 1 @ 101; ask 1 1 @ 100; later 90; "
     assert run(clearing + "replace 1 to 1 @ 99") == ["rejected WRONG_PHASE"]
@@ -1356,6 +1363,7 @@ def test_an_id_is_known_until_its_own_validity_has_ended() -> None:
     assert run(two + "repeat 1") == ["rejected COMMAND_EXPIRED"]
     assert run(two + "repeat 2") == ["2 repeated, 0 left"]
     assert run("bid 1 @ 90; cancel 1; later 600; repeat 1") == ["1 repeated, 0 left"]
+    assert run("bid 1 @ 90; later 600; cancel 1; repeat 1") == ["1 repeated, 0 left"]
 
 
 def test_an_id_is_kept_nowhere_when_it_is_neither_valid_nor_open() -> None:

@@ -386,7 +386,11 @@ ROWS: dict[R, tuple[Row, ...]] = {
         Row(certificate(security="S9"), "security", "S4, S3, S2, S1"),
     ),
     R.UNKNOWN_RUN: (Row(post(run=5), "run", "a run that was started"),),
-    R.UNKNOWN_FILL: (Row(post(), "trade_id", "a trade of this log", before=(run_of(1),)),),
+    R.UNKNOWN_FILL: (
+        Row(post(), "trade_id", "a trade of this log", before=(run_of(1),)),
+        Row(post(trade=2), "trade_id", "a trade of this log", before=(*TRADE, run_of(1))),
+        Row(post(trade=0), "trade_id", "a trade of this log", before=(*TRADE, run_of(1))),
+    ),
     R.UNKNOWN_OPERATOR: (
         Row(Deposit(BUYER, 1), "authority", "the key of an operator of this era"),
         Row(
