@@ -9,7 +9,7 @@ from pathlib import Path
 
 from exchange.folder import DataFolder, FolderError
 from exchange.log import LogError
-from exchange.process import end_with_supervisor
+from exchange.process import STOP_SIGNALS, end_with_supervisor
 from settlement.postgres import DatabaseError, connection_of
 from settlement.writer import LedgerAheadError, Progress, follow
 
@@ -34,10 +34,10 @@ class _Told:
 
 async def _run(folder: DataFolder) -> None:
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stop.set)
     await follow(folder.log, connection_of(folder.postgres), stop, _Told())
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOP_SIGNALS:
         # One that comes while the loop closes would be written to what is closed already, and told.
         loop.remove_signal_handler(number)
         signal.signal(number, signal.SIG_IGN)
