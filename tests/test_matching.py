@@ -415,6 +415,9 @@ def test_a_post_only_order_stays_so_when_it_is_replaced() -> None:
 
 def test_a_post_only_order_passes_over_its_own_group() -> None:
     assert run("ask 1 1 @ 100; bid 2 @ 101 by 1 post-only; ask 3 1 @ 99") == ["1 @ 101 with 2"]
+    replaced = "ask 1 1 @ 100; bid 2 @ 99 by 1 {}; replace 2 to 2 @ 101"
+    assert run(replaced.format("post-only")) == ["2 replaced: 2 @ 101, 2 left"]
+    assert run(replaced.format("")) == ["2 replaced: 2 @ 101, 2 left", "2 ended self_trade, 2 left"]
 
 
 def test_a_post_only_ask_may_complete_a_block() -> None:
