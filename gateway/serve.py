@@ -18,7 +18,7 @@ import asyncpg
 import msgspec
 
 from exchange.folder import DataFolder, FolderError
-from exchange.link import CoreLink
+from exchange.link import CoreLink, CoreLostError
 from exchange.lock import holder_of, process
 from exchange.log import LogError
 from exchange.process import SUPERVISOR
@@ -93,7 +93,9 @@ class Exchange:
             ):
                 await self._start(name)
                 if ready is not None:
-                    await self._until_ready(name, ready)
+                    await self._until_ready(name, ready, stop)
+                if stop.is_set():
+                    return
                 keep = self._keep_leader_or_follower if name in ("core", "follower") else self._keep
                 tasks.append(asyncio.create_task(keep(name)))
             tasks.append(asyncio.create_task(self._keep_postgres()))
@@ -239,17 +241,24 @@ class Exchange:
         pids = {name: process.pid for name, process in self._processes.items()}
         return pids if self._postgres.pid is None else {"postgres": self._postgres.pid, **pids}
 
-    async def _until_ready(self, name: str, ready: Callable[[], Awaitable[bool]]) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        while not await ready():
-            if self._processes[name].returncode is not None or time.monotonic() > deadline:
-                raise ServeError(f"{name} did not start")
+    async def _until_ready(
+        self, name: str, ready: Callable[[], Awaitable[bool]], stop: asyncio.Event
+    ) -> None:
+        """Wait as long as the process lives: a long log takes its time; and no longer than until `stop`."""
+        patience = time.monotonic() + START_SECONDS
+        while not stop.is_set() and not await ready():
+            code = self._processes[name].returncode
+            if code is not None:
+                raise ServeError(f"{name} did not start, it {_words(code)}")
+            if time.monotonic() > patience:
+                self._tell(f"{name} is not ready yet")
+                patience += START_SECONDS
             await asyncio.sleep(0.05)
 
     async def _core_ready(self) -> bool:
         try:
             link = await CoreLink.connect(self._folder.core_socket)
-        except OSError:
+        except (OSError, CoreLostError):
             return False
         await link.close()
         return True

@@ -204,6 +204,22 @@ async def test_a_log_that_lost_what_the_ledger_has_is_not_led(folder: DataFolder
     exchange.stop()
 
 
+def test_an_exchange_that_is_told_to_stop_while_it_starts_ends_in_order(folder: DataFolder) -> None:
+    process, pids = serve(folder.path, free_port()), folder.run / "pids.json"
+    while not pids.exists():
+        time.sleep(0.01)
+    core = json.loads(pids.read_bytes())["core"]
+    # So it is never ready.
+    os.kill(core, signal.SIGSTOP)
+    process.terminate()
+    time.sleep(0.5)
+    os.kill(core, signal.SIGCONT)
+    out, error = process.communicate(timeout=15)
+    assert (process.returncode, error) == (0, "")
+    assert "exchange ready" not in out
+    assert processes_of(folder.path) == []
+
+
 async def test_an_exchange_whose_ledger_is_found_to_be_ahead_stops_with_a_sentence(
     folder: DataFolder,
 ) -> None:
