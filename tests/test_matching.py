@@ -264,6 +264,14 @@ def test_only_a_block_that_rests_evicts() -> None:
     ]
 
 
+def test_a_block_that_does_not_rest_needs_no_room() -> None:
+    full = "; ".join(["bid 1 @ 100 hours 2 from west L1 E S1"] * 4)
+    assert run(full + "; bid 1 @ 95 hours 2 ioc") == ["5 ended immediate, 1 left"]
+    assert run(full + "; ask 1 1 @ 90; ask 1 1 @ 90 at 1; bid 1 @ 95 hours 2") == [
+        "block 7 at site 1: 1 @ 90 with 5, 1 @ 90 with 6"
+    ]
+
+
 def test_a_blocks_own_groups_asks_are_absent() -> None:
     assert run("ask 1 1 @ 100; ask 1 1 @ 100 at 1; bid 1 @ 105 hours 2 by 1") == []
 
