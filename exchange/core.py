@@ -449,21 +449,27 @@ async def _stand_by(folder: DataFolder) -> Promoted | None:
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stop.set)
-    try:
-        promoted = await Follower(folder, _tell).run(stop)
-    finally:
-        for number in STOP_SIGNALS:
-            loop.remove_signal_handler(number)
+    promoted = await Follower(folder, _tell).run(stop)
     if promoted is not None and stop.is_set():
         promoted.log.close()
         return None
     return promoted
 
 
+async def _ending(process: Coroutine[None, None, None]) -> None:
+    try:
+        await process
+    finally:
+        # It is ending: who says so again shall not end it in the middle of that.
+        for number in STOP_SIGNALS:
+            asyncio.get_running_loop().remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)
+
+
 def ended(process: Coroutine[None, None, None]) -> int:
     """Run the process to its end and return its exit code, after a last sentence where it could not go on."""
     try:
-        uvloop.run(process)
+        uvloop.run(_ending(process))
     except (FolderError, LogError, QuarantinedError) as error:
         sys.stderr.write(f"core: {error}\n")
         return 1

@@ -395,6 +395,27 @@ async def test_a_core_that_cannot_write_its_last_snapshot_says_so_and_ends_well(
     )
 
 
+SLOW_END = """
+import asyncio, sys, time
+import uvloop
+real = uvloop.run
+def run(process):
+    real(process)
+    sys.stderr.write("ending\\n")
+    time.sleep(0.5)
+uvloop.run = run
+"""
+
+
+async def test_a_core_that_is_told_twice_to_stop_ends_as_if_told_once(tmp_path: Path) -> None:
+    core = CoreProcess(make_folder(tmp_path), program=SLOW_END)
+    await (await core.link()).close()
+    core.process.send_signal(signal.SIGTERM)
+    assert core.process.stderr is not None
+    assert core.process.stderr.readline() == "ending\n"
+    assert core.kill(signal.SIGTERM) == 0
+
+
 JUMPING_CLOCK = """
 import pathlib, sys, time
 real, jump = time.time_ns, pathlib.Path(sys.argv[1]) / "jump"
