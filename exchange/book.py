@@ -626,7 +626,10 @@ class Class:
 
 
 class Listing:
-    """A standing offer: its terms, the next hour to list, and the open orders that it listed."""
+    """A standing offer: its terms, the next hour to list, the open orders that it listed, its trades.
+
+    `traded` are lots by delivery hour, of all orders that it listed; closed hours are forgotten now and then.
+    """
 
     __slots__ = (
         "account",
@@ -645,6 +648,7 @@ class Listing:
         "price_curve",
         "requirement",
         "site",
+        "traded",
         "until_hour",
         "valid_until_ns",
     )
@@ -685,15 +689,27 @@ class Listing:
         self.min_hours = min_hours
         self.is_over = False
         self.open_orders: dict[int, Order] = {}
+        self.traded: dict[int, int] = {}
+
+    def count_trade(self, hour: int, lots: int) -> None:
+        """Count what an order that it listed has traded in an hour."""
+        self.traded[hour] = self.traded.get(hour, 0) + lots
+
+    def lots_at(self, hour: int) -> int:
+        """Return what is left for its order from this hour on, where one of its hours has the least."""
+        most = 0
+        for one in range(hour, hour + self.hours):
+            most = max(most, self.traded.get(one, 0))
+        return self.lots - most
 
     def price_at(self, hour: int) -> int:
         """Return the curve's price in a delivery hour. The Unix epoch was a Thursday, 00:00."""
         return self.price_curve[(hour + 72) % 168 % len(self.price_curve)]
 
-    def whole_stretch_from(self, hour: int) -> int:
+    def stretch_from(self, hour: int) -> int:
         """Return the first hour of its first stretch that begins at `hour` or later."""
-        behind = hour - self.next_hour
-        return self.next_hour if behind <= 0 else self.next_hour + -(-behind // self.hours) * self.hours
+        behind = hour - self.from_hour
+        return self.from_hour if behind <= 0 else self.from_hour + -(-behind // self.hours) * self.hours
 
 
 class _Chunk:

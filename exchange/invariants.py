@@ -40,6 +40,10 @@ def check(market: Market) -> None:
         # A block stands in the book of each hour, all else in one place.
         assert standing.pop(order_id, 0) == (order.hours if order.is_block else 1), order_id
         assert order.listing is not None or order.account.client_orders[order.client_order_id] is order
+    for offer in market.listings.values():
+        for order in offer.open_orders.values():
+            if order.hours == 1:
+                assert order.filled_lots <= offer.traded.get(order.hour, 0), offer.offer_id
     assert not standing, f"orders that stand in a book and are not open: {standing}"
 
 

@@ -670,6 +670,10 @@ class Market:
             seller_back,
         )
         self.fills.append(Fill(trade, self.eligibility.carbon_of(ask.cell)))
+        if bid.listing is not None:
+            bid.listing.count_trade(hour, lots)
+        if ask.listing is not None:
+            ask.listing.count_trade(hour, lots)
         return trade
 
     def fill_of(self, trade_id: int) -> Fill | None:

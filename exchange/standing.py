@@ -105,21 +105,15 @@ def _forget_offers(market: Market, account: Account) -> None:
             del account.offers[name]
 
 
-def _stretch_from(offer: Listing, hour: int) -> int:
-    """Return the first hour of the offer's first stretch that begins at `hour` or later."""
-    behind = hour - offer.from_hour
-    return offer.from_hour if behind <= 0 else offer.from_hour + -(-behind // offer.hours) * offer.hours
-
-
 def _check_open(market: Market, offer: Listing, field: str) -> None:
     """Refuse an offer of which every stretch has begun to close."""
-    if _stretch_from(offer, market.closed_hour + 1) + offer.hours > offer.until_hour:
+    if offer.stretch_from(market.closed_hour + 1) + offer.hours > offer.until_hour:
         refuse(RejectReason.GATE_CLOSED, field, "hours of a whole order that are still open")
 
 
 def schedule(market: Market, offer: Listing) -> None:
     """Have the offer's next hours listed: now, or when they enter the horizon."""
-    offer.next_hour = _stretch_from(offer, max(offer.next_hour, market.closed_hour + 1))
+    offer.next_hour = offer.stretch_from(max(offer.next_hour, market.closed_hour + 1))
     last = offer.next_hour + offer.hours - 1
     if last <= market.hour + market.horizon_hours:
         market.pending_listings[offer.offer_id] = True
@@ -149,8 +143,11 @@ def list_offer(market: Market, offer_id: int) -> Events:
         refuse(RejectReason.NOTHING_TO_CHANGE, "offer_id", "an offer whose listing is due")
     del market.pending_listings[offer_id]
     offer = market.listings[offer_id]
+    for traded_hour in list(offer.traded):
+        if traded_hour <= market.closed_hour:
+            del offer.traded[traded_hour]
     found: Events = []
-    hour = _stretch_from(offer, max(offer.next_hour, market.closed_hour + 1))
+    hour = offer.stretch_from(max(offer.next_hour, market.closed_hour + 1))
     for _ in range(LISTED_AT_ONCE):
         if (
             hour + offer.hours > offer.until_hour
@@ -170,8 +167,8 @@ def list_offer(market: Market, offer_id: int) -> Events:
 
 
 def _list(market: Market, offer: Listing, hour: int, events: Events) -> None:
-    price = offer.price_at(hour)
-    if price == 0:
+    price, lots = offer.price_at(hour), offer.lots_at(hour)
+    if price == 0 or lots <= 0:
         return
     order = EnterOrder(
         offer.account.account,
@@ -181,7 +178,7 @@ def _list(market: Market, offer: Listing, hour: int, events: Events) -> None:
         offer.class_code,
         hour,
         offer.hours,
-        offer.lots,
+        lots,
         price,
         offer.requirement,
         offer.site,
@@ -205,7 +202,7 @@ def _over(market: Market, offer: Listing, reason: EndReason) -> StandingOfferEnd
 
 
 def replace_offer(market: Market, command: ReplaceStandingOffer) -> Events:
-    """Give an offer other lots and prices: what it listed ends, and its hours are listed anew.
+    """Give an offer another total and prices: what it listed ends, and what it has not traded is listed anew.
 
     So also where it had listed its last hour.
     """

@@ -44,7 +44,7 @@ def encoded_state(venue: Venue, market: Market, registry: Registry) -> bytes:
             [_account_state(account) for _, account in sorted(market.accounts.items())],
             [_site_state(site) for _, site in sorted(market.sites.items())],
             [_book_state(book) for listed in market.class_list for _, book in sorted(listed.books.items())],
-            [_offer_state(offer) for offer in _known_offers(market)],
+            [_offer_state(offer, market.closed_hour) for offer in _known_offers(market)],
             [_fill_state(fill) for fill in market.fills],
             [_order_state(order) for order in _known_orders(market)],
             sorted(market.pending_retries),
@@ -143,7 +143,7 @@ def _book_state(book: Book) -> BookState:
     )
 
 
-def _offer_state(offer: Listing) -> OfferState:
+def _offer_state(offer: Listing, closed_hour: int) -> OfferState:
     need = offer.requirement
     return OfferState(
         offer.offer_id,
@@ -163,6 +163,7 @@ def _offer_state(offer: Listing) -> OfferState:
         offer.carbon,
         offer.min_hours,
         offer.is_over,
+        [(hour, lots) for hour, lots in sorted(offer.traded.items()) if hour > closed_hour],
     )
 
 
@@ -347,6 +348,7 @@ def _restore_offer(market: Market, offered: OfferState) -> None:
     )
     offer.next_hour = offered.next_hour
     offer.is_over = offered.is_over
+    offer.traded = dict(offered.traded)
     offer.account.offers[offer.name] = offer
     market.listings[offer.offer_id] = offer
 

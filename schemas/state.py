@@ -82,7 +82,10 @@ class BookState(Part, frozen=True):
 
 
 class OfferState(Part, frozen=True):
-    """A standing offer that lists, or has open orders, or whose name is still taken."""
+    """A standing offer that lists, or has open orders, or whose name is still taken.
+
+    `traded` is what its orders have traded, in lots by hour that is not closed.
+    """
 
     offer_id: int
     account: int
@@ -101,6 +104,7 @@ class OfferState(Part, frozen=True):
     carbon: str | None
     min_hours: int
     is_over: bool
+    traded: list[tuple[int, int]]
 
 
 class FillState(Part, frozen=True):

@@ -1209,6 +1209,16 @@ class ReferenceEngine:
     def has_next(self, offer: Offer) -> bool:
         return offer.next_hour + offer.command.hours <= offer.command.until_hour
 
+    def offered(self, offer: Offer, hour: int) -> int:
+        """The offer's total less what it has traded, in that of its order's hours in which it is most."""
+        hours = range(hour, hour + offer.command.hours)
+        traded = dict.fromkeys(hours, 0)
+        for trade, _ in self.positions:
+            listed = {self.orders[number - 1].offer for number in (trade.bid_order_id, trade.ask_order_id)}
+            if trade.delivery_hour in hours and offer.number in listed:
+                traded[trade.delivery_hour] += trade.lots
+        return offer.command.lots - max(traded.values())
+
     def listing(self, command: EnterStandingOffer, hour: int, price: int) -> EnterOrder:
         return EnterOrder(
             account=command.account,
@@ -1245,9 +1255,9 @@ class ReferenceEngine:
             offer.next_hour += offer.command.hours
             listed += 1
             # The first of January 1970 was a Thursday.
-            price = curve[(hour + 72) % 168 % len(curve)]
-            if price:
-                order = self.listing(offer.command, hour, price)
+            price, lots = curve[(hour + 72) % 168 % len(curve)], self.offered(offer, hour)
+            if price and lots > 0:
+                order = replace(self.listing(offer.command, hour, price), lots=lots)
                 for event in self.admit(order, offer.number):
                     if isinstance(event, Rejected):
                         events.append(ListingSkipped(offer.number, hour, event.reason))

@@ -4,8 +4,10 @@ import pytest
 from msgspec.structs import replace
 
 from exchange.book import Reference
+from exchange.engine import restored
 from schemas.commands import CancelOrder, ReplaceOrder
 from schemas.events import OrderEnded, OrderReplaced, Rejected
+from schemas.state import decode_state
 from tests.market import BUYER, EAST, FIRST_HOUR, START_NS, VENUES, bid, started
 from tests.twin_market import TwinMarket, run
 
@@ -1197,9 +1199,66 @@ def test_a_replaced_offer_lists_its_hours_anew() -> None:
     assert run(anew) == ["offer 1 replaced", "1 ended withdrawn, 1 left", "2 ended withdrawn, 2 left"]
     assert run(anew + "; chores") == [
         "offer 1 listed to 15",
-        "4 listed: 2 @ 91 at 13",
+        "4 listed: 1 @ 91 at 13",
         "5 listed: 2 @ 91 at 14",
     ]
+
+
+def test_a_replaced_offer_never_trades_more_in_an_hour_than_its_new_total() -> None:
+    sold = "standing ask 1 4 @ 90 at 0 until 2; chores; bid 3 @ 90; "
+    assert run(sold + "replace offer 1 to 4 @ 80; chores")[1:3] == [
+        "4 listed: 1 @ 80 at 0",
+        "5 listed: 4 @ 80 at 1",
+    ]
+    again = sold + "replace offer 1 to 9 @ 80; chores; bid 2 @ 80; replace offer 1 to "
+    assert run(again + "6 @ 80; chores")[1:3] == ["7 listed: 1 @ 80 at 0", "8 listed: 6 @ 80 at 1"]
+    for total in (5, 2):
+        # Nothing is left for the first hour, and none is skipped.
+        assert run(again + f"{total} @ 80; chores") == [
+            "offer 1 listed to 2",
+            f"7 listed: {total} @ 80 at 1",
+            "offer 1 ended expired",
+        ]
+
+
+def test_what_was_taken_from_a_listed_order_otherwise_than_by_trades_is_listed_anew() -> None:
+    cut = "standing ask 1 4 @ 90 at 0 until 1; chores; bid 1 @ 90; replace 1 to 2 @ 90; "
+    assert run(cut + "replace offer 1 to 4 @ 80; chores")[1] == "3 listed: 3 @ 80 at 0"
+    gone = "standing ask 1 4 @ 90 at 0 until 2; chores; bid 1 @ 90; cancel 1; "
+    assert run(gone + "replace offer 1 to 4 @ 80; chores")[1] == "4 listed: 3 @ 80 at 0"
+
+
+def test_a_standing_bid_for_blocks_lists_what_it_has_not_traded() -> None:
+    bought = (
+        "standing bid 2 @ 100 at 0 until 4 hours 2; chores; ask 1 1 @ 90; ask 1 9 @ 95; ask 1 2 @ 90 at 1; "
+    )
+    assert run(bought + "replace offer 1 to 3 @ 100; chores") == [
+        "offer 1 listed to 4",
+        "6 listed: 1 @ 100 at 0",
+        "7 listed: 3 @ 100 at 2",
+        "offer 1 ended expired",
+    ]
+    assert run(bought + "replace offer 1 to 2 @ 101; chores")[1] == "6 listed: 2 @ 101 at 2"
+
+
+def test_an_offer_of_runs_lists_less_what_it_sold_in_the_hour_in_which_it_sold_most() -> None:
+    offered = "standing ask 1 8 @ 100 at 0 until 4 hours 4 stretch 1; chores; "
+    sold = offered + "bid 3 @ 100 hours 2; bid 2 @ 100 at 1 hours 2; "
+    assert run(sold + "replace offer 1 to 9 @ 90; chores")[1] == "4 listed: 4 @ 90 at 0"
+    assert run(sold + "replace offer 1 to 5 @ 90; chores") == ["offer 1 listed to 4", "offer 1 ended expired"]
+
+
+def test_what_an_offer_has_traded_is_part_of_the_state_until_its_hour_closes() -> None:
+    market = TwinMarket()
+    market.play("standing ask 1 4 @ 90 at 0 until 2; chores; bid 3 @ 90")
+    market.engine = restored(market.engine.encoded_state())
+    assert market.play("replace offer 1 to 4 @ 80; chores")[1] == "4 listed: 1 @ 80 at 0"
+    traded = []
+    for until in ("later 1", "gate 0"):
+        market.play(until)
+        (state,) = decode_state(market.engine.encoded_state()).offers
+        traded.append(state.traded)
+    assert traded == [[(FIRST_HOUR, 3)], []]
 
 
 def test_an_offer_that_has_listed_its_last_hour_is_replaced_like_any_other() -> None:
