@@ -91,7 +91,7 @@ def plan_block(
 ) -> BlockPlan | None:
     """Return the cheapest way to fill the block from one of the sites, which ascend by number.
 
-    Ties go to hourly asks, then to the lower number. `of_asks` and `of_runs` say which kinds are looked at.
+    Ties go to the lower number, and there to hourly asks. `of_asks` and `of_runs` say which kinds are looked at.
     """
     if not all_continuous(market, block):
         return None
@@ -106,12 +106,9 @@ def plan_block(
 def _plan_at(
     block: Order, site: Site, most: int, best: BlockPlan | None, of_asks: bool, of_runs: bool
 ) -> BlockPlan | None:
-    """Return how to fill the block at a site, or the best plan so far where that is better."""
+    """Return how to fill the block at a site, or the best plan so far where that is as good."""
     if of_asks:
-        if best is not None:
-            # A later site's hourly asks still come before an earlier one's runs.
-            most = best.cost if best.of_runs else best.cost - 1
-        plan = _plan_of_asks(block, site, most)
+        plan = _plan_of_asks(block, site, most if best is None else best.cost - 1)
         if plan is not None:
             best = plan
     if of_runs and site.runs:

@@ -875,7 +875,7 @@ class ReferenceEngine:
                 whole = sum(leg.lots for leg in legs) == block.leaves * block.command.hours
                 total = sum(leg.lots * leg.ask.price for leg in legs)
                 if whole and total <= block.price * block.leaves * block.command.hours:
-                    ways.append((total, kind, site, legs))
+                    ways.append((total, site, kind, legs))
         return min(ways, key=lambda way: way[:3])[3] if ways else None
 
     def sellers(self, block: TwinOrder, site: int, hour: int) -> list[TwinOrder]:

@@ -185,6 +185,22 @@ def test_the_least_total_is_taken_be_it_by_one_tick_and_on_ties_hourly_asks() ->
     assert run(hourly.format(100, 105)) == ["block 4 at site 1: 1 @ 100 with 1, 1 @ 100 with 2"]
 
 
+def test_on_ties_of_a_run_and_hourly_asks_a_block_takes_the_lower_site_whichever_has_the_run() -> None:
+    hourly = "ask {0} 1 @ 100; ask {0} 1 @ 100 at 1; "
+    run_ask = "ask {} 1 @ {} hours 2 stretch 2; "
+    block = "bid 1 @ 100 hours 2"
+    assert run(hourly.format(2) + run_ask.format(1, 100) + block) == [
+        "block 4 at site 1: 1 @ 100 with 3, 1 @ 100 with 3"
+    ]
+    assert run(run_ask.format(2, 100) + hourly.format(1) + block) == [
+        "block 4 at site 1: 1 @ 100 with 2, 1 @ 100 with 3"
+    ]
+    # The later site by one tick.
+    assert run(hourly.format(1) + run_ask.format(2, 99) + block) == [
+        "block 4 at site 2: 1 @ 99 with 3, 1 @ 99 with 3"
+    ]
+
+
 def test_a_block_takes_the_cheaper_site_and_on_ties_the_lower_number() -> None:
     two_sites = "ask 2 1 @ 100; ask 2 1 @ 100 at 1; ask 1 1 @ {0}; ask 1 1 @ {0} at 1; bid 1 @ 105 hours 2"
     assert run(two_sites.format(101)) == ["block 5 at site 2: 1 @ 100 with 1, 1 @ 100 with 2"]
