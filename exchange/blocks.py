@@ -91,7 +91,7 @@ def plan_block(
 ) -> BlockPlan | None:
     """Return the cheapest way to fill the block from one of the sites, which ascend by number.
 
-    Ties go to the lower number, and there to hourly asks. `of_asks` and `of_runs` say which kinds are looked at.
+    Ties go to the lower number, and there to hourly asks. `of_asks` and `of_runs` say which are looked at.
     """
     if not all_continuous(market, block):
         return None
@@ -453,7 +453,11 @@ def to_evict(market: Market, block: Order) -> list[Order]:
         book = block.book.listed.books.get(hour)
         if book is None or len(book.blocks) < most:
             continue
-        worst = max(book.blocks.values(), key=_best_block_first)
+        # One that goes for an earlier hour makes room in this one too.
+        staying = [one for one in book.blocks.values() if one.order_id not in evicted]
+        if len(staying) < most:
+            continue
+        worst = max(staying, key=_best_block_first)
         if worst.price >= block.price:
             refuse(
                 RejectReason.TOO_MANY_RESTING_BLOCKS,

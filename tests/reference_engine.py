@@ -694,7 +694,10 @@ class ReferenceEngine:
                     there = [
                         o
                         for o in self.open_orders()
-                        if o.is_block and o is not order and (command.class_code, hour) in o.contracts
+                        if o.is_block
+                        and o is not order
+                        and o not in evicted
+                        and (command.class_code, hour) in o.contracts
                     ]
                     if len(there) >= self.venue.limits.resting_blocks_max:
                         worst = min(there, key=lambda o: (o.price, -o.place))
@@ -725,7 +728,7 @@ class ReferenceEngine:
         if order.is_block:
             if legs is not None:
                 return [*events, *self.trade_block(order, legs)]
-            for other in sorted(set(evicted), key=lambda o: o.number):
+            for other in sorted(evicted, key=lambda o: o.number):
                 events.append(self.end(other, EndReason.EVICTED))
         else:
             events += self.take(order, plan)

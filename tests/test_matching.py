@@ -274,6 +274,16 @@ def test_a_full_hour_evicts_for_blocks_of_that_hour_only() -> None:
     assert run(full + "bid 1 @ 103 hours 2 at 2") == []
 
 
+def test_a_block_that_is_evicted_for_one_hour_makes_room_in_the_next() -> None:
+    full = "bid 1 @ 95 at 1 hours 2; bid 1 @ 99 hours 2; bid 1 @ 99 hours 2; bid 1 @ 99 hours 2; "
+    room = full + "bid 1 @ 90 at 2 hours 2; bid 1 @ 99 at 2 hours 2; bid 1 @ 99 at 2 hours 2; "
+    assert run(room + "bid 1 @ 100 at 1 hours 2") == ["1 ended evicted, 1 left"]
+    # The worst of a later hour goes too where that hour is full without the first.
+    fuller = room.replace("bid 1 @ 95 at 1 hours 2", "bid 1 @ 95 hours 2") + "bid 1 @ 99 at 2 hours 2; "
+    assert run(fuller + "bid 1 @ 100 at 1 hours 2") == ["1 ended evicted, 1 left", "5 ended evicted, 1 left"]
+    assert run(fuller + "bid 1 @ 90 at 1 hours 2") == ["rejected TOO_MANY_RESTING_BLOCKS"]
+
+
 def test_only_a_block_that_rests_evicts() -> None:
     full = "bid 1 @ 100 hours 2; bid 1 @ 99 hours 2; bid 1 @ 99 hours 2; bid 1 @ 102 hours 2; "
     assert run(full + "bid 1 @ 104 hours 2 ioc") == ["5 ended immediate, 1 left"]
