@@ -34,7 +34,8 @@ def plan_of(market: Market, order: Order, min_lots: int) -> Plan | None:
     if order.special is None:
         return plan
     filled = 0 if plan is None else plan.lots
-    if order.post_only and filled:
+    # Also where the band alone stands in the way: it would rest across what it may meet.
+    if order.post_only and plan is not None and (filled or plan.stopped == AT_BAND):
         refuse(RejectReason.POST_ONLY_WOULD_TRADE, "post_only", "a price that meets nothing")
     if order.time_in_force == FOK and filled < order.leaves_lots:
         refuse(RejectReason.NOT_FILLABLE, "lots", f"{filled} lots can be had")

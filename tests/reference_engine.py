@@ -681,7 +681,7 @@ class ReferenceEngine:
         evicted: list[TwinOrder] = []
         if order.is_hourly and self.phases(order)[0] is Phase.CONTINUOUS:
             plan = self.plan(order, new)
-            if command.post_only and plan.lots:
+            if command.post_only and (plan.lots or plan.stop is EndReason.BAND):
                 return RejectReason.POST_ONLY_WOULD_TRADE
             if command.time_in_force is TimeInForce.FOK and plan.lots < order.leaves:
                 return RejectReason.NOT_FILLABLE

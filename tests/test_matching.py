@@ -284,6 +284,17 @@ def test_a_block_that_is_evicted_for_one_hour_makes_room_in_the_next() -> None:
     assert run(fuller + "bid 1 @ 90 at 1 hours 2") == ["rejected TOO_MANY_RESTING_BLOCKS"]
 
 
+def test_a_post_only_order_never_stands_across_what_it_may_meet_be_it_beyond_the_band() -> None:
+    beyond = "venue banded; bid 9 @ 110; "
+    for lots in (1, 2, 3):
+        assert run(beyond + f"ask 1 {lots} @ 95 post-only") == ["rejected POST_ONLY_WOULD_TRADE"]
+    assert run(beyond + "ask 1 3 @ 111 post-only; replace 2 to 3 @ 110") == ["rejected POST_ONLY_WOULD_TRADE"]
+    assert run("venue banded; ask 1 9 @ 90; bid 3 @ 95 post-only") == ["rejected POST_ONLY_WOULD_TRADE"]
+    # Its own group's orders, and those that it may not meet, are none.
+    assert run("venue banded; bid 9 @ 110 by 1; ask 1 3 @ 95 post-only") == []
+    assert run("venue banded; bid 9 @ 110 from west L1 E S1; ask 1 3 @ 95 post-only") == []
+
+
 def test_only_a_block_that_rests_evicts() -> None:
     full = "bid 1 @ 100 hours 2; bid 1 @ 99 hours 2; bid 1 @ 99 hours 2; bid 1 @ 102 hours 2; "
     assert run(full + "bid 1 @ 104 hours 2 ioc") == ["5 ended immediate, 1 left"]
