@@ -211,7 +211,7 @@ def trade_block(market: Market, block: Order, plan: BlockPlan, events: Events) -
     if plan.of_runs:
         for leg in plan.legs:
             if leg.hour == block.hour:
-                market.retry_blocks_of(leg.ask)
+                retry_blocks_of(market, leg.ask)
     events.append(slots.BlockTraded(block.order_id, plan.site.number, trades))
     events += thinned
     for hour in sold:
@@ -352,6 +352,26 @@ def _lowest_of_asks(site: Site, place: SiteHour, around: int, price: int) -> int
     return lowest if excess <= 0 else NEVER
 
 
+def retry_blocks_of(market: Market, run: Order) -> None:
+    """Have the resting blocks retried that may trade now that less of a run is open: it leaves no remnant."""
+    site = run.site
+    assert site is not None
+    if run.leaves_lots == 0:
+        return
+    for hour in range(run.hour, run.hour + run.hours):
+        book = run.book.listed.at(hour)
+        if book is None:
+            continue
+        for block in book.blocks.values():
+            if (
+                block.hour == hour
+                and contains(run, block)
+                and block.served_by[run.cell]
+                and plan_block(market, block, [site]) is not None
+            ):
+                market.pending_retries[block.order_id] = True
+
+
 def _best_block_first(block: Order) -> tuple[int, int]:
     return (-block.price, block.priority)
 
@@ -422,6 +442,7 @@ def reduce_run(market: Market, run: Order, lots: list[int], reason: EndReason, e
         return
     before = run.leaves_lots
     market.set_run(run, left)
+    retry_blocks_of(market, run)
     released = market.release(run)
     events.append(
         slots.OrderReduced(

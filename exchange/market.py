@@ -478,7 +478,6 @@ class Market:
 
     def set_run(self, run: Order, run_lots: list[int]) -> None:
         """Let a run have these open lots by hour."""
-        self.retry_blocks_of(run)
         site, old = run.site, run.run_lots
         assert site is not None
         assert old is not None
@@ -488,18 +487,6 @@ class Market:
         run.run_lots = run_lots
         run.leaves_lots = sum(run_lots)
         run.worth_micros = run.price * run.leaves_lots * run.tick_lot_micros
-
-    def retry_blocks_of(self, run: Order) -> None:
-        """Have the resting blocks retried that a changed run may serve: less of it may leave no remnant."""
-        listed, end = run.book.listed, run.hour + run.hours
-        # A block has two hours at least: in every other one all are met, here by the first of theirs.
-        for hour in range(run.hour + 1, end, 2):
-            book = listed.at(hour)
-            if book is None:
-                continue
-            for block in book.blocks.values():
-                if block.hour >= hour - 1 and block.hour + block.hours <= end:
-                    self.pending_retries[block.order_id] = True
 
     def replaced(self, order: Order, reserved_micros: int) -> slots.OrderReplaced:
         """Return the event that tells an order's new total and price."""

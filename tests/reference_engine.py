@@ -738,8 +738,6 @@ class ReferenceEngine:
 
     def admitted(self, order: TwinOrder, change: int, new: bool) -> AnyEvent:
         if not new:
-            if order.is_run:
-                self.wake_blocks(order)
             return OrderReplaced(
                 order.number, order.command.account, order.total, order.price, order.leaves, change
             )
@@ -929,11 +927,12 @@ class ReferenceEngine:
             if ask.is_run:
                 ask.open[hour - ask.command.delivery_hour] -= part
                 ask.filled += part
-                self.wake_blocks(ask)
             else:
                 self.hit(ask, part)
             trades.append(self.trade(block, ask, hour, ask.price, part, Side.BUY))
         pledge.block_rest = None
+        for run in {ask.number: ask for ask, _, _ in legs if ask.is_run}.values():
+            self.wake_blocks(run)
         cuts = self.fit(site, block.hours, runs=not legs[0].ask.is_run)
         return [BlockTraded(block.number, site, tuple(trades)), *rest, *cuts]
 
@@ -1009,7 +1008,13 @@ class ReferenceEngine:
     def wake_blocks(self, run: TwinOrder) -> None:
         """What is left of a run may suit a block that what was open before did not."""
         for block in self.open_orders():
-            if block.is_block and set(block.contracts) <= set(run.contracts):
+            if (
+                block.is_block
+                and run.is_open
+                and set(block.contracts) <= set(run.contracts)
+                and self.serves(run, block)
+                and self.block_legs(block, [run.command.site]) is not None
+            ):
                 block.retry = True
 
     def cut_run(self, run: TwinOrder, left: list[int], reason: EndReason) -> list[AnyEvent]:
@@ -1153,6 +1158,8 @@ class ReferenceEngine:
             legs = self.block_legs(order, sorted(self.sites))
             if legs is not None:
                 events += self.trade_block(order, legs)
+        if order.is_run:
+            events += self.serve_blocks(order)
         return events
 
     # -- standing offers -----------------------------------------------------------------------------
@@ -1513,8 +1520,6 @@ class ReferenceEngine:
     def end(self, order: TwinOrder, reason: EndReason) -> AnyEvent:
         leaves, account = order.leaves, order.command.account
         order.open, order.shown = [0] * len(order.open), 0
-        if order.is_run:
-            self.wake_blocks(order)
         return OrderEnded(order.number, account, leaves, self.release(order.pledge, account), reason)
 
     def trade(

@@ -882,17 +882,35 @@ def test_a_run_passes_over_a_block_that_is_longer() -> None:
 # -- retries ---------------------------------------------------------------------------------------------
 
 
-def test_a_block_is_retried_once_when_a_run_that_spans_it_has_changed() -> None:
-    smaller = "ask 1 4 @ 100 hours 4 stretch 2; bid 2 @ 100 hours 2 at 1; bid 4 @ 100 hours 2 at 2; chores"
-    assert run(smaller) == ["2 retried"]
-    assert run(smaller + "; chores") == []
+FEWER = "ask 1 3 @ 100 hours 5 stretch 2; derate 1 to 1 at 4; ask 1 1 @ 101 hours 2 stretch 1 at 2; "
+"""A run with three lots in four hours and one in the fifth, and another with one lot."""
 
 
-def test_a_run_that_has_changed_has_only_blocks_within_it_retried() -> None:
-    smaller = "ask 1 4 @ 100 hours 3 stretch 1; bid 1 @ 99 hours {} at {}; derate 1 to 1 at 0; chores"
-    assert run(smaller.format(2, 1)) == ["2 retried"]
-    assert run(smaller.format(3, 0)) == ["2 retried"]
-    assert run(smaller.format(2, 2)) == run(smaller.format(4, 0)) == []
+def test_a_block_is_retried_once_when_what_a_sale_leaves_of_a_run_lets_it_trade() -> None:
+    """Two of three lots would have left the last hour's one alone; then that was sold."""
+    assert run(FEWER + "bid 3 @ 110 hours 2 at 2") == []
+    sold = FEWER + "bid 3 @ 110 hours 2 at 2; bid 1 @ 100 hours 2 at 3; chores"
+    assert run(sold) == [
+        "3 retried",
+        "block 3 at site 1: " + ", ".join(["2 @ 100 with 1, 1 @ 101 with 2"] * 2),
+    ]
+    assert run(sold + "; chores") == []
+
+
+def test_a_block_that_less_of_a_run_does_not_let_trade_is_not_retried() -> None:
+    assert run(FEWER + "bid 3 @ 100 hours 2 at 2; bid 1 @ 100 hours 2 at 3; chores") == []
+    by_its_seller = "bid 3 @ 110 hours 2 at 2 by 1; bid 1 @ 100 hours 2 at 3; chores"
+    assert run(FEWER + by_its_seller) == []
+    assert run(FEWER + "bid 3 @ 110 hours 2 at 2; cancel 1; chores") == []
+
+
+def test_a_block_finds_in_a_run_replaced_by_fewer_lots_what_it_did_not_find_before() -> None:
+    uneven = "ask 1 3 @ 100 hours 3 stretch 2; derate 1 to 1 at 2; ask 1 1 @ 101 hours 2 stretch 1; "
+    assert run(uneven + "bid 3 @ 110 hours 2") == []
+    assert run(uneven + "bid 3 @ 110 hours 2; replace 1 to 2 @ 100") == [
+        "1 replaced: 2 @ 100, 4 left",
+        "block 3 at site 1: " + ", ".join(["2 @ 100 with 1, 1 @ 101 with 2"] * 2),
+    ]
 
 
 def test_a_block_finds_in_a_smaller_run_what_it_did_not_find_before() -> None:
