@@ -192,10 +192,10 @@ class Requirement(Struct, frozen=True, omit_defaults=True, forbid_unknown_fields
 class EnterOrder(Command, frozen=True, kw_only=True, tag="enter_order"):
     """Enter an order; `hours` over 1 makes a bid a block and an ask a run.
 
-    A bid names a requirement; an ask its site and the carbon grade it will hold in that hour, and in
-    `position` the trade that it resells, if it does. A market order has no price. `min_lots` is the least
-    that must trade on entry, `display_lots` what an iceberg shows, `min_hours` the shortest stretch that a
-    run sells.
+    A bid names a requirement; an ask its site and the carbon grade it will hold in that hour, or in
+    `position` the trade that it resells, whose site it then need not name. A market order has no price.
+    `min_lots` is the least that must trade on entry, `display_lots` what an iceberg shows, `min_hours` the
+    shortest stretch that a run sells.
     Orders of one account that name the same `exclusive_group` are alternatives.
     """
 
