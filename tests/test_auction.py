@@ -151,6 +151,13 @@ def test_37_a_clearing_that_passes_over_a_better_bid_is_refused_whatever_else_is
     assert fault(book, [CallFill(3, 1, 1)], clear(book)[1]) is NOT_OPTIMAL
 
 
+def test_37_a_better_order_is_found_through_whichever_cell_lots_can_go_over() -> None:
+    book = market("sell 1 @ 1 A; sell 1 @ 99 B; buy 1 @ 10 x; buy 1 @ 5 y", "Ax Ay Bx").book()
+    assert fault(book, [CallFill(4, 1, 1)], clear(book)[1]) is NOT_OPTIMAL
+    book = market("sell 2 @ 50 A; sell 1 @ 10 B; buy 1 @ 90 x; buy 1 @ 90 y", "Ax Ay Bx").book()
+    assert fault(book, [CallFill(3, 1, 1), CallFill(4, 1, 1)], clear(book)[1]) is NOT_OPTIMAL
+
+
 def test_38_the_lowest_supply_cell_gives_the_most_to_the_lowest_demand_cell() -> None:
     text = "sell 1 @ 5 A; sell 1 @ 5 B; buy 1 @ 9 y; buy 1 @ 9 x"
     assert cleared(text, "Ax Ay Bx By") == [(3, 2, 1), (4, 1, 1)]
