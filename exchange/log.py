@@ -16,7 +16,7 @@ import msgspec
 
 from exchange.disk import Disk, FolderDisk
 from exchange.folder import FolderError
-from exchange.lock import FolderLock, HeldError
+from exchange.lock import FolderLock, HeldError, is_held
 from schemas.records import Record
 
 _HEADER = struct.Struct("<4sIIQQII")
@@ -383,23 +383,61 @@ def read_records(place: Path | Disk, first: int = 1, last: int | None = None) ->
                 return
 
 
+class LogEnd(NamedTuple):
+    """Where a log ends: by what it says itself, and by what stands in it.
+
+    `whole` is the last record of the last whole batch; behind it stand `torn_bytes` that are none.
+    """
+
+    durable: int
+    whole: int
+    torn_bytes: int
+    is_held: bool
+
+    @property
+    def last(self) -> int:
+        """The last record that counts.
+
+        While somebody writes, what is known to be durable. Else all whole batches, as at a start: they may
+        have been told before their writer was killed.
+        """
+        return self.durable if self.is_held else max(self.durable, self.whole)
+
+
+def end_of(folder: Path) -> LogEnd:
+    """Return where the log of a folder ends, for whoever reads it and is not its writer.
+
+    Raises:
+        LogError: a file is named as no segment is.
+    """
+    durable, whole, torn_bytes = _end(FolderDisk(folder))
+    # Asked last: what stood there before, with nobody to go on with it, is all that there is.
+    return LogEnd(durable, whole, torn_bytes, is_held(folder))
+
+
 def durable_end(place: Path | Disk) -> int:
     """Return up to which record the log is known to be durable, 0 for a log that is not there yet.
 
     Whole batches behind damage count: to read up to there is to find it.
     """
-    disk = _disk(place)
+    return _end(_disk(place))[0]
+
+
+def _end(disk: Disk) -> tuple[int, int, int]:
+    """Return up to where the log is durable, its last whole record, and the bytes behind that."""
     found = _segments(disk)
     if not found:
-        return 0
+        return 0, 0, 0
     # A segment is begun when all before it is durable.
-    durable = found[-1] - 1
+    durable = whole = found[-1] - 1
     data = disk.read(found[-1])
     offset = 0
     while (batch := batch_at(data, offset)) is not None:
-        durable = max(durable, batch.durable)
+        durable, whole = max(durable, batch.durable), batch.last_sequence
         offset = batch.end
-    return max(durable, _durable_later(data, offset)) if offset < len(data) else durable
+    if offset < len(data):
+        durable = max(durable, _durable_later(data, offset))
+    return durable, whole, len(data) - offset
 
 
 class LogReader:

@@ -18,7 +18,8 @@ import pytest
 from exchange.disk import FolderDisk
 from exchange.engine import Engine
 from exchange.folder import DataFolder, FolderError
-from exchange.log import LogError, SegmentLog, batch_at, durable_end, read_records
+from exchange.lock import FolderLock
+from exchange.log import LogEnd, LogError, SegmentLog, batch_at, durable_end, end_of, read_records
 from exchange.recovery import Recovered, reapply, snapshot_of
 from exchange.snapshot import Snapshots
 from gateway.cli import backup
@@ -29,6 +30,7 @@ from schemas.records import Record
 from settlement.database import connect
 from settlement.postgres import connection_of
 from settlement.writer import engine_equals_ledger, position
+from tests.campaigns.cores import CoreProcess, bids, make_folder, open_market
 from tests.exchange_fixture import (
     Served,
     ask,
@@ -201,13 +203,42 @@ def tick(sequence: int) -> Record:
     return Record(sequence, START_NS, bytes(16), msgspec.Raw(encode(Tick())), ())
 
 
-def test_what_is_not_known_to_be_durable_is_not_in_a_backup(tmp_path: Path) -> None:
+def test_a_backup_holds_all_whole_batches_of_a_crash_and_of_a_live_log_what_is_known_to_be_durable(
+    tmp_path: Path,
+) -> None:
     folder = filled(tmp_path, [3, 2], sealed=False)
     (segment,) = folder.log.glob(f"{4:020d}.log")
     with segment.open("ab") as file:
         file.write(segment.read_bytes()[:20])
-    assert back_up(folder, tmp_path / "copy").record == durable_end(folder.log) == 3
-    assert [one.sequence for one in read_records(tmp_path / "copy" / "log")] == [1, 2, 3]
+    lock = FolderLock(folder.log)
+    assert back_up(folder, tmp_path / "live").record == durable_end(folder.log) == 3
+    assert [one.sequence for one in read_records(tmp_path / "live" / "log")] == [1, 2, 3]
+    lock.release()
+    assert back_up(folder, tmp_path / "crashed").record == 5
+    assert [one.sequence for one in read_records(tmp_path / "crashed" / "log")] == [1, 2, 3, 4, 5]
+
+
+async def test_what_a_killed_core_had_told_is_verified_shown_exported_and_backed_up(tmp_path: Path) -> None:
+    folder = make_folder(tmp_path)
+    with CoreProcess(folder) as core:
+        link = await core.link()
+        await open_market(link)
+        told = await bids(link, 1, 40, at_a_time=40)
+        core.process.kill()
+        await core.ended()
+    assert len(told) == 40
+    last = max(answer.sequence for answer in told.values())
+    at = ("--folder", folder.path)
+    out = tmp_path / "lines"
+    copy = DataFolder(tmp_path / "copy")
+    assert cux("log", "export", out, *at).returncode == 0
+    assert len(out.read_text().splitlines()) == last
+    (line,) = cux("log", "show", "--from", last, *at).stdout.splitlines()
+    assert json.loads(line)["sequence"] == last
+    verdict = json.loads(cux("log", "verify", *at, "--json").stdout)
+    assert (verdict["records"], verdict["records_behind"], verdict["torn_bytes"]) == (last, 0, 0)
+    assert json.loads(cux("backup", copy.path, *at, "--json").stdout)["record"] == last
+    assert list(read_records(copy.log)) == list(read_records(folder.log))
 
 
 def test_a_log_without_records_is_backed_up(tmp_path: Path) -> None:
@@ -220,16 +251,17 @@ def test_a_snapshot_that_comes_meanwhile_is_not_beyond_the_logs_copy(
 ) -> None:
     folder = filled(tmp_path, [2])
 
-    def end_then_more(log: Path) -> int:
-        end = durable_end(log)
+    def end_then_more(log: Path) -> LogEnd:
+        found = end_of(log)
+        end = found.last
         more = SegmentLog(FolderDisk(log))
         more.append([tick(end + 1)])
         more.close()
         folder.snapshots.mkdir()
         (folder.snapshots / f"{end + 1:020d}.snapshot").write_bytes(b"state")
-        return end
+        return found
 
-    monkeypatch.setattr(backup, "durable_end", end_then_more)
+    monkeypatch.setattr(backup, "end_of", end_then_more)
     assert back_up(folder, tmp_path / "copy").record == 2
     assert Snapshots(tmp_path / "copy" / "snapshots").last_sequence <= 2
 

@@ -39,7 +39,9 @@ from tests.exchange_fixture import (
     small_folder,
     temporary_folder,
 )
+from tests.golden import day, encoded
 from tests.market import FIRST_HOUR, START_NS
+from tests.test_engine_properties import VENUES
 
 
 class Said(NamedTuple):
@@ -515,7 +517,7 @@ def test_a_range_of_the_log_is_exported(cux: Cux, exchange: Served) -> None:
     end = cux("log", "verify", *at, "--json").json["records"]
     assert cux("log", "export", "--from", end + 1, *at) == (0, "", "")
     beyond = cux("log", "export", "--from", end + 2, *at)
-    assert beyond == (1, "", f"cux: --from {end + 2}: the log is durable up to record {end}\n")
+    assert beyond == (1, "", f"cux: --from {end + 2}: the log ends with record {end}\n")
 
 
 def test_who_reads_no_further_of_an_export_gets_no_traceback(tmp_path: Path) -> None:
@@ -568,6 +570,92 @@ def test_damage_is_told_with_its_place(cux: Cux, exchange: Served, tmp_path: Pat
         "",
         f"cux: {segment} is damaged at byte {first.end}; the records up to {first.last_sequence} are whole\n",
     )
+
+
+@pytest.mark.parametrize("is_held", [False, True])
+def test_verify_says_what_stands_behind_the_records_that_count(
+    cux: Cux, tmp_path: Path, is_held: bool
+) -> None:
+    """A batch that is damaged behind the last seal may have been told, so nothing green is said of it."""
+    folder = small_folder(tmp_path)
+    log = FileLog(folder.log)
+    records = [encoded(record) for record in day(VENUES[1], 37, 1)]
+    log.append(records[:1])
+    log.append(records[1:3])
+    log.append(records[3:4])
+    segment = folder.log / f"{1:020d}.log"
+    data = bytearray(segment.read_bytes())
+    data[-1] ^= 1
+    segment.write_bytes(data)
+    if not is_held:
+        log._disk.close()
+        log._lock.release()
+    said = cux("log", "verify", "--folder", folder.path, "--json").json
+    torn = len(data) - sum_of_whole(bytes(data))
+    counted = (1, 2) if is_held else (3, 0)
+    assert (said["records"], said["records_behind"]) == counted
+    assert said["torn_bytes"] == torn > 0
+    _, *lines = cux("log", "verify", "--folder", folder.path).out.splitlines()
+    behind = ["2 more records stand behind, not yet known to be durable"] if is_held else []
+    what = "one that is being written" if is_held else "one cut short by a crash (a start removes it)"
+    assert lines == [
+        *behind,
+        f"{torn} bytes behind record 3 are no whole batch: {what}, or damage to one that may have been told",
+    ]
+
+
+def sum_of_whole(data: bytes) -> int:
+    end = 0
+    while (found := batch_at(data, end)) is not None:
+        end = found.end
+    return end
+
+
+def test_verify_refuses_a_log_that_ends_before_a_snapshot_as_a_start_does(
+    cux: Cux, exchange: Served, tmp_path: Path
+) -> None:
+    copy = tmp_path / "copy"
+    assert cux("backup", copy, "--folder", exchange.folder.path).code == 0
+    end = cux("log", "verify", "--folder", copy, "--json").json["records"]
+    snapshots = Snapshots(copy / "snapshots")
+    snapshots.write(snapshot_of(made_by(copy / "log", end)))
+    (path,) = (copy / "snapshots").iterdir()
+    whole = path.read_bytes()
+    # Of another record than it is named after: a start takes the name for what was seen.
+    renamed = path.rename(path.with_name(f"{end + 9:020d}.snapshot"))
+    said = cux("log", "verify", "--folder", copy)
+    assert (said.code, said.out) == (1, "")
+    assert f"cux: {copy / 'log'} ends with record {end}; {end + 9} was known\n" in said.error
+    renamed.rename(path)
+    path.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    log = copy / "log" / f"{1:020d}.log"
+    data = log.read_bytes()
+    first = batch_at(data, 0)
+    assert first is not None
+    log.write_bytes(data[: first.end])
+    said = cux("log", "verify", "--folder", copy)
+    assert (said.code, said.out) == (1, "")
+    assert f"ends with record {first.last_sequence}; {end} was known\n" in said.error
+
+
+def test_a_part_of_the_log_is_shown_and_how_much_more_there_is(cux: Cux, tmp_path: Path) -> None:
+    log = small_folder(tmp_path).log
+    write_ticks(log, 5)
+    at = ("--folder", log.parent)
+    said = cux("log", "show", "--from", 2, "--count", 2, *at)
+    assert [json.loads(line)["sequence"] for line in said.out.splitlines()] == [2, 3]
+    assert said.error == "cux: 2 more, up to record 5\n"
+    assert cux("log", "show", *at).error == ""
+    assert cux("log", "show", "--from", 4, "--count", 2, *at).error == ""
+
+
+def test_a_range_that_ends_before_it_begins_is_refused(cux: Cux, tmp_path: Path) -> None:
+    log = small_folder(tmp_path).log
+    write_ticks(log, 5)
+    said = cux("log", "export", tmp_path / "out", "--from", 5, "--to", 3, "--folder", log.parent)
+    assert (said.code, said.out) == (2, "")
+    assert "3 is below --from 5" in said.sentence
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_snapshot_of_another_state_than_the_logs_is_found(

@@ -8,7 +8,7 @@ import typer
 
 from exchange.disk import FolderDisk, sync_folder
 from exchange.folder import DataFolder, FolderError
-from exchange.log import LogError, SegmentLog, batch_at, durable_end
+from exchange.log import LogError, SegmentLog, batch_at, end_of
 from exchange.snapshot import Snapshots
 from gateway.cli.app import FOLDER, AsJson, Folder, app, show
 
@@ -66,15 +66,15 @@ def back_up(source: DataFolder, to: Path) -> Backup:
 
 
 def _copy_log(source: DataFolder, target: DataFolder) -> int:
-    """Copy the log as far as it is known to be durable, check every batch, and return its last record."""
-    last = durable_end(source.log)
+    """Copy the log's records that count, check every batch, and return the last one."""
+    last = end_of(source.log).last
     found = FolderDisk(source.log)
     for segment in found.segments():
         if segment > max(last, 1):
             break
         path = Path(found.name(segment))
         data = found.read(segment)
-        # What is behind was perhaps not synced: it may never have happened.
+        # What is behind was perhaps not synced, or is no whole batch: it may never have happened.
         _write(target.log / path.name, data[: _end_of(last, path, data)])
     copy = FolderDisk(target.log)
     try:

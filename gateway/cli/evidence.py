@@ -14,7 +14,7 @@ import typer
 
 from exchange.engine import Engine
 from exchange.folder import DataFolder
-from exchange.log import LogError, durable_end, read_records
+from exchange.log import LogEnd, LogError, durable_end, end_of, read_records
 from exchange.migrations import STATE_FORMAT
 from exchange.recovery import Recovered, reapply
 from exchange.snapshot import Snapshots
@@ -55,7 +55,8 @@ def replay(folder: DataFolder, last: int, snapshots: Mapping[int, bytes] = Mappi
     `snapshots` are the hashes of states that are known, by the record after which they were.
 
     Raises:
-        LogError: the log is damaged, gives other events or states than it did, or another version wrote it.
+        LogError: the log is damaged, ends before `last`, gives other events or states than it did, or
+            another version wrote it.
     """
     recovered = Recovered(Engine(), None, 0)
     # As in the core: a collector that looks at every open order again and again costs more than the book.
@@ -67,9 +68,8 @@ def replay(folder: DataFolder, last: int, snapshots: Mapping[int, bytes] = Mappi
                 _compare(recovered, snapshots[record.sequence])
     except LogError as error:
         raise LogError(f"{error}; the records up to {recovered.sequence} are whole") from None
-    due = max([last, *snapshots])
-    if recovered.sequence < due:
-        raise LogError(f"{folder.log} ends with record {recovered.sequence}; {due} was known")
+    if recovered.sequence < last:
+        raise LogError(f"{folder.log} ends with record {recovered.sequence}; {last} was known")
     return recovered
 
 
@@ -101,27 +101,43 @@ def counted(records: Iterable[T], *, aside: bool = True) -> Iterator[T]:
 def log_verify(folder: Folder = FOLDER, as_json: AsJson = False) -> None:
     """Apply the whole log again: events, and the states of its snapshots, must be the same.
 
-    Reads as far as the log is known to be durable, also while the exchange runs. The first fault ends it,
-    with its place.
+    While the exchange runs, as far as the log is known to be durable; else all of it. Says what stands behind
+    that. The first fault ends it, with its place.
     """
     began = time.monotonic()
     data = DataFolder(folder)
     data.settings()  # a folder without an exchange is no log without records
-    # Before the log's end is looked up: none is of a later record.
-    found = Snapshots(data.snapshots).whole(lambda words: typer.echo(f"cux: {words}", err=True))
+    kept = Snapshots(data.snapshots)
+    # Before the log's end is looked up: none is of a later record, whole or not.
+    newest = kept.last_sequence
+    found = kept.whole(lambda words: typer.echo(f"cux: {words}", err=True))
     snapshots = {one.sequence: one.state_hash for one in found if one.state_format == STATE_FORMAT}
-    recovered = replay(data, durable_end(data.log), snapshots)
+    end = end_of(data.log)
+    recovered = replay(data, max(end.last, newest), snapshots)
     verdict = {
         "records": recovered.sequence,
         "snapshots": len(snapshots),
         "state_hash": recovered.engine.state_hash().hex(),
+        "records_behind": end.whole - end.last,
+        "torn_bytes": end.torn_bytes,
         "seconds": time.monotonic() - began,
     }
-    show(
-        as_json,
-        verdict,
-        f"{recovered.sequence} records replayed, the same events; state {verdict['state_hash']}",
-    )
+    words = f"{recovered.sequence} records replayed, the same events; state {verdict['state_hash']}"
+    show(as_json, verdict, "\n".join([words, *_behind(end)]))
+
+
+def _behind(end: LogEnd) -> list[str]:
+    """Say what stands behind the log's last record that counts."""
+    words = []
+    if end.whole > end.last:
+        words.append(f"{end.whole - end.last} more records stand behind, not yet known to be durable")
+    if end.torn_bytes:
+        what = "one that is being written" if end.is_held else "one cut short by a crash (a start removes it)"
+        words.append(
+            f"{end.torn_bytes} bytes behind record {end.whole} are no whole batch: {what}, "
+            "or damage to one that may have been told"
+        )
+    return words
 
 
 @log.command("show")
@@ -130,9 +146,12 @@ def log_show(
     count: Annotated[int, typer.Option(min=1, help="How many records.")] = 20,
     folder: Folder = FOLDER,
 ) -> None:
-    """Print records as JSON lines."""
-    for record in durable_records(DataFolder(folder), first, first + count - 1):
+    """Print records as JSON lines, and say on stderr how many more there are."""
+    records, end = _records(DataFolder(folder), first, first + count - 1)
+    for record in records:
         typer.echo(msgspec.json.encode(record))
+    if first + count <= end:
+        typer.echo(f"cux: {end - first - count + 1} more, up to record {end}", err=True)
 
 
 @log.command("export")
@@ -144,11 +163,13 @@ def log_export(
     ] = INT64_MAX,
     folder: Folder = FOLDER,
 ) -> None:
-    """Write records as JSON lines, as far as they are durable; from the first on, cux engine run reads them.
+    """Write records as JSON lines, as far as the log goes; from the first on, cux engine run reads them.
 
     Example: cux log export day.jsonl && cux engine run day.jsonl --check
     """
-    records = durable_records(DataFolder(folder), first, last)
+    if last < first:
+        raise typer.BadParameter(f"{last} is below --from {first}", param_hint="--to")
+    records, _ = _records(DataFolder(folder), first, last)
     if out == "-":
         _write(counted(records, aside=not sys.stdout.isatty()), sys.stdout.buffer)
         return
@@ -156,17 +177,17 @@ def log_export(
         _write(counted(records), file)
 
 
-def durable_records(folder: DataFolder, first: int, last: int) -> Iterator[Decoded]:
-    """Yield the records from `first` to `last`, as far as they are known to be durable.
+def _records(folder: DataFolder, first: int, last: int) -> tuple[Iterator[Decoded], int]:
+    """Return the records from `first` to `last` as far as they count, and the last one that does.
 
     Raises:
         LogError: the log does not come near `first`, is damaged, or another version wrote it.
     """
     folder.settings()
-    end = durable_end(folder.log)
+    end = end_of(folder.log).last
     if first > end + 1:
-        raise LogError(f"--from {first}: the log is durable up to record {end}")
-    return map(understood, read_records(folder.log, first, min(last, end)))
+        raise LogError(f"--from {first}: the log ends with record {end}")
+    return map(understood, read_records(folder.log, first, min(last, end))), end
 
 
 def _write(records: Iterable[Decoded], file: BinaryIO) -> None:
@@ -211,6 +232,7 @@ def audit_export(
             out,
             read_key(data.keys / "venue.key"),
             settings.origin,
+            # What is signed is never lost: no record for which nothing but this machine's memory may stand.
             last=durable_end(data.log),
             progress=lambda done: shown.update(f"exporting: {done} records"),
         )
