@@ -1,8 +1,11 @@
 """What the log needs of a disk, and nothing more: a simulation can lose what a real one may lose."""
 
 import os
+import re
 from pathlib import Path
 from typing import Protocol
+
+from exchange.folder import FolderError, sync
 
 
 class Disk(Protocol):
@@ -36,13 +39,7 @@ class Disk(Protocol):
         """Let go, without a sync."""
 
 
-def sync_folder(folder: Path) -> None:
-    """Make durable which files are in the folder."""
-    entry = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(entry)
-    finally:
-        os.close(entry)
+_SEGMENT = re.compile(r"[0-9]{20}\.log", re.ASCII)
 
 
 class FolderDisk:
@@ -53,10 +50,22 @@ class FolderDisk:
         # The one segment that is written. A failed sync is told to who held the file when it was written.
         self._segment = 0
         self._file: int | None = None
+        self._name = ""
 
     def segments(self) -> list[int]:
-        """Return the segments there are, in order."""
-        return sorted(int(path.stem) for path in self._folder.glob("[0-9]*.log"))
+        """Return the segments there are, in order.
+
+        Raises:
+            FolderError: a file begins with a digit and is named as no segment is.
+        """
+        found = list(self._folder.glob("[0-9]*.log"))
+        for path in found:
+            if not _SEGMENT.fullmatch(path.name) or not int(path.stem):
+                raise FolderError(
+                    f"{path} is no segment of the log: one is named by 20 digits, its first record, and "
+                    ".log; move it elsewhere"
+                )
+        return sorted(int(path.stem) for path in found)
 
     def name(self, segment: int) -> str:
         """Return the segment's path."""
@@ -65,7 +74,7 @@ class FolderDisk:
     def create(self, segment: int) -> None:
         """Make an empty segment; it is there for good when this returns."""
         os.close(os.open(self._path(segment), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
-        sync_folder(self._folder)
+        sync(self._folder)
 
     def read(self, segment: int, offset: int = 0) -> bytes:
         """Return what stands in the segment from `offset` on, durable or not."""
@@ -81,8 +90,20 @@ class FolderDisk:
             view = view[os.write(file, view) :]
 
     def sync(self, segment: int) -> None:
-        """Make durable what was appended to the segment."""
-        os.fdatasync(self._open(segment))
+        """Make durable what was appended to the segment.
+
+        Raises:
+            OSError: that failed; or the segment, or its folder, is no longer where it was.
+        """
+        file = self._open(segment)
+        os.fdatasync(file)
+        # What nobody can find again is not durable, however well it was written.
+        try:
+            is_there = os.path.samestat(os.stat(self._name), os.fstat(file))
+        except FileNotFoundError:
+            is_there = False
+        if not is_there:
+            raise OSError(f"{self._name} was removed, moved or replaced while it was written")
 
     def truncate(self, segment: int, size: int) -> None:
         """Cut the segment to `size` bytes, which are durable when this returns."""
@@ -117,6 +138,7 @@ class FolderDisk:
     def _open(self, segment: int) -> int:
         if self._file is None or self._segment != segment:
             self.close()
-            self._file = os.open(self._path(segment), os.O_WRONLY | os.O_APPEND)
+            self._name = self.name(segment)
+            self._file = os.open(self._name, os.O_WRONLY | os.O_APPEND)
             self._segment = segment
         return self._file

@@ -18,6 +18,15 @@ class FolderError(Exception):
     """The data folder cannot be used; the message says why and what would help."""
 
 
+def sync(path: Path) -> None:
+    """Make durable what is in the file, or which files are in the folder."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
 class Settings(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """What is fixed when a venue is set up. Keys are raw Ed25519 public keys; speed 0 is real time."""
 
@@ -44,7 +53,7 @@ class DataFolder:
         self._clock_speed = self.path / "clock-speed"
 
     def create(self, settings: Settings) -> None:
-        """Make the folder.
+        """Make the folder; it is there for good when this returns, and so are the keys that lie in it.
 
         Raises:
             FolderError: it is in use.
@@ -55,7 +64,12 @@ class DataFolder:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         beside = self.settings_file.with_suffix(".new")
         beside.write_bytes(msgspec.json.format(msgspec.json.encode(settings), indent=1))
+        # What makes the folder an exchange comes last.
+        for path in (*self.keys.iterdir(), beside, self.keys, self.log):
+            sync(path)
         beside.rename(self.settings_file)
+        sync(self.path)
+        sync(self.path.parent)
 
     def settings(self) -> Settings:
         """Return the settings.

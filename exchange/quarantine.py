@@ -7,7 +7,7 @@ from pathlib import Path
 
 import msgspec
 
-from exchange.disk import sync_folder
+from exchange.folder import sync
 from exchange.packing import bytes_of
 from exchange.slots import Command
 from schemas.codec import decode_command
@@ -41,7 +41,7 @@ class Quarantine:
             file.flush()
             os.fsync(file.fileno())
         for folder in (self._folder, self._folder.parent):
-            sync_folder(folder)
+            sync(folder)
         self._digests.add(path.stem)
         return path
 

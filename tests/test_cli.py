@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -248,6 +249,19 @@ def test_a_folder_is_set_up_once(cux: Cux, tmp_path: Path) -> None:
     assert again.code == 1
     assert again.error == f"cux: {folder} holds an exchange already; choose another folder\n"
     assert (folder / "cux.json").read_bytes() == before
+
+
+def test_a_folder_is_there_for_good_when_it_is_set_up(
+    cux: Cux, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.readlink(f"/proc/self/fd/{file}")))
+    folder = tmp_path / "new"
+    assert cux("venue", "init", "china", "--folder", folder).code == 0
+    there = {str(path) for path in (tmp_path, folder, *folder.rglob("*")) if path.name != "cux.json"}
+    assert there | {f"{folder}/cux.new"} == set(synced)
+    # What makes it an exchange: its bytes before its name, its name before anybody is told.
+    assert synced[-2:] == [str(folder), str(tmp_path)]
 
 
 def test_a_set_up_that_was_cut_off_is_repeated_with_the_keys_it_made(cux: Cux, tmp_path: Path) -> None:

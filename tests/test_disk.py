@@ -2,16 +2,21 @@
 
 import fcntl
 import os
+import re
+import shutil
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from exchange.disk import FolderDisk
+from exchange.folder import FolderError
 from exchange.lock import FolderLock, HeldError, Holder, holder_of, is_held, process
+from exchange.log import FileLog, LogError, LogReader, durable_end, read_records
 
 HOLD = """
 import pathlib, sys, time
@@ -97,6 +102,54 @@ def test_one_file_is_held_from_the_write_to_the_sync(tmp_path: Path, monkeypatch
         disk.sync(1)
     assert len({*written, *synced}) == 1
     disk.close()
+
+
+@pytest.mark.parametrize("what", ["segment removed", "segment replaced", "folder removed", "folder replaced"])
+def test_a_segment_that_is_no_longer_in_its_place_is_not_synced(tmp_path: Path, what: str) -> None:
+    """Else a leader would go on to acknowledge what nobody will find again."""
+    folder = tmp_path / "log"
+    folder.mkdir()
+    disk = FolderDisk(folder)
+    disk.create(1)
+    disk.append(1, b"abc")
+    disk.sync(1)
+    path = Path(disk.name(1))
+    match what:
+        case "segment removed":
+            path.unlink()
+        case "segment replaced":
+            path.rename(tmp_path / "old")
+            path.write_bytes(b"abc")
+        case "folder removed":
+            shutil.rmtree(folder)
+        case _:
+            folder.rename(tmp_path / "old")
+            shutil.copytree(tmp_path / "old", folder)
+    disk.append(1, b"def")
+    with pytest.raises(OSError, match=r"0001\.log was removed, moved or replaced"):
+        disk.sync(1)
+    disk.close()
+
+
+@pytest.mark.parametrize("name", [f"{1:020d} (1).log", "5.log", f"{0:020d}.log", f"{1:021d}.log"])
+def test_a_file_that_is_named_like_a_segment_and_is_none_is_refused_by_its_name(
+    tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "notes.log").touch()
+    assert FolderDisk(tmp_path).segments() == []
+    (tmp_path / name).touch()
+    words = re.escape(f"{tmp_path / name} is no segment of the log: one is named by 20 digits")
+    with pytest.raises(FolderError, match=words):
+        FolderDisk(tmp_path).segments()
+    reads: tuple[Callable[[], object], ...] = (
+        lambda: FileLog(tmp_path),
+        lambda: durable_end(tmp_path),
+        lambda: list(read_records(tmp_path)),
+        lambda: LogReader(tmp_path).poll(),
+    )
+    for read in reads:
+        with pytest.raises(LogError, match=words):
+            read()
 
 
 def test_the_free_bytes_are_those_of_the_folders_file_system(tmp_path: Path) -> None:

@@ -6,8 +6,8 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from exchange.disk import FolderDisk, sync_folder
-from exchange.folder import DataFolder, FolderError
+from exchange.disk import FolderDisk
+from exchange.folder import DataFolder, FolderError, sync
 from exchange.log import LogError, SegmentLog, batch_at, end_of
 from exchange.snapshot import Snapshots
 from gateway.cli.app import FOLDER, AsJson, Folder, app, show
@@ -59,9 +59,9 @@ def back_up(source: DataFolder, to: Path) -> Backup:
         target.quarantine.mkdir(mode=0o700)
         _copy_files(source.quarantine, target.quarantine, "*.txt")
     _copy_files(source.path, target.path, "clock-speed")
-    sync_folder(target.path)
+    sync(target.path)
     _copy_files(source.path, target.path, source.settings_file.name)
-    sync_folder(target.path.parent)
+    sync(target.path.parent)
     return Backup(str(to), record)
 
 
@@ -82,7 +82,7 @@ def _copy_log(source: DataFolder, target: DataFolder) -> int:
         log.close()
     finally:
         copy.close()
-    sync_folder(target.log)
+    sync(target.log)
     return log.last_sequence
 
 
@@ -111,7 +111,7 @@ def _copy_files(source: Path, target: Path, pattern: str) -> None:
             # A snapshot that gave way to a newer one meanwhile.
             continue
         _write(target / path.name, data)
-    sync_folder(target)
+    sync(target)
 
 
 def _write(path: Path, data: bytes) -> None:
