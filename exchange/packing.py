@@ -79,10 +79,8 @@ def packed(event: object) -> bytes:
     """Return the canonical bytes of an event as the engine has it."""
     if isinstance(event, OrderAccepted):
         out = BytesWriter()
-        out.write(_ACCEPTED)
-        _integer(out, event.order_id)
-        out.write(_RESERVED)
-        _integer(out, event.reserved_micros)
+        _field(out, _ACCEPTED, event.order_id)
+        _field(out, _RESERVED, event.reserved_micros)
         return out.getvalue()
     if isinstance(event, OrderEnded):
         return _packed_end(event)
@@ -374,6 +372,11 @@ def _integer(out: BytesWriter, value: int) -> None:
         write_i64_be(out, number)
 
 
+def _field(out: BytesWriter, key: bytes, value: int) -> None:
+    out.write(key)
+    _integer(out, value)
+
+
 def _text(out: BytesWriter, text: str) -> None:
     """Write a text of fewer than 256 bytes."""
     data = text.encode()
@@ -389,14 +392,10 @@ def _text(out: BytesWriter, text: str) -> None:
 
 def _packed_end(event: OrderEnded) -> bytes:
     out = BytesWriter()
-    out.write(_ENDED)
-    _integer(out, event.order_id)
-    out.write(_ACCOUNT)
-    _integer(out, event.account)
-    out.write(_LEAVES)
-    _integer(out, event.leaves_lots)
-    out.write(_RELEASED)
-    _integer(out, event.released_micros)
+    _field(out, _ENDED, event.order_id)
+    _field(out, _ACCOUNT, event.account)
+    _field(out, _LEAVES, event.leaves_lots)
+    _field(out, _RELEASED, event.released_micros)
     out.write(_REASON)
     _text(out, event.reason)
     return out.getvalue()
@@ -404,54 +403,38 @@ def _packed_end(event: OrderEnded) -> bytes:
 
 def _packed_replace(event: OrderReplaced) -> bytes:
     out = BytesWriter()
-    out.write(_REPLACED)
-    _integer(out, event.order_id)
-    out.write(_ACCOUNT)
-    _integer(out, event.account)
-    out.write(_LOTS)
-    _integer(out, event.lots)
-    out.write(_PRICE)
-    _integer(out, event.price_ticks)
-    out.write(_LEAVES)
-    _integer(out, event.leaves_lots)
-    out.write(_RESERVED)
-    _integer(out, event.reserved_micros)
+    _field(out, _REPLACED, event.order_id)
+    _field(out, _ACCOUNT, event.account)
+    _field(out, _LOTS, event.lots)
+    _field(out, _PRICE, event.price_ticks)
+    _field(out, _LEAVES, event.leaves_lots)
+    _field(out, _RESERVED, event.reserved_micros)
     return out.getvalue()
 
 
 def _packed_trade(event: Traded) -> bytes:
     out = BytesWriter()
-    out.write(_TRADED)
-    _integer(out, event.trade_id)
+    _field(out, _TRADED, event.trade_id)
     out.write(_CLASS_CODE)
     _text(out, event.class_code)
-    out.write(_DELIVERY_HOUR)
-    _integer(out, event.delivery_hour)
-    out.write(_PRICE)
-    _integer(out, event.price_ticks)
-    out.write(_LOTS)
-    _integer(out, event.lots)
+    _field(out, _DELIVERY_HOUR, event.delivery_hour)
+    _field(out, _PRICE, event.price_ticks)
+    _field(out, _LOTS, event.lots)
     if event.taker > 0:
         out.write(_TAKER_BUY)
     elif event.taker < 0:
         out.write(_TAKER_SELL)
     else:
         out.write(_TAKER_NONE)
-    out.write(_BID)
-    _integer(out, event.bid_order_id)
-    out.write(_ASK)
-    _integer(out, event.ask_order_id)
-    out.write(_BUYER)
-    _integer(out, event.buyer)
-    out.write(_SELLER)
-    _integer(out, event.seller)
-    out.write(_SITE)
-    _integer(out, event.site)
+    _field(out, _BID, event.bid_order_id)
+    _field(out, _ASK, event.ask_order_id)
+    _field(out, _BUYER, event.buyer)
+    _field(out, _SELLER, event.seller)
+    _field(out, _SITE, event.site)
     fields = _TRADED_FIELDS
     fields += _unless_0(out, _BLOCK, event.block)
     fields += _unless_0(out, _POSITION, event.position)
-    out.write(_NOTIONAL)
-    _integer(out, event.notional_micros)
+    _field(out, _NOTIONAL, event.notional_micros)
     fields += _unless_0(out, _BUYER_FEE, event.buyer_fee_micros)
     fields += _unless_0(out, _BUYER_RELEASED, event.buyer_released_micros)
     fields += _unless_0(out, _BOND, event.bond_micros)
@@ -466,8 +449,7 @@ def _unless_0(out: BytesWriter, key: bytes, value: int) -> int:
     """Write a field whose default is 0, and return how many were written."""
     if value == 0:
         return 0
-    out.write(key)
-    _integer(out, value)
+    _field(out, key, value)
     return 1
 
 
