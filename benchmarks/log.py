@@ -307,8 +307,9 @@ def build_log(folder: DataFolder, resting: int, operations: int) -> None:
         clock.set(START_NS + (start + 1) * 1_000_000, None)
         commands = [command_of(one, clock.now_ns()) for one in todo[start : start + BATCH]]
         log.append(sequencer.take(commands).records)
+    last = next(log.read(log.last_sequence))
     Snapshots(folder.snapshots).write(
-        snapshot_of(Recovered(sequencer.engine, sequencer.era, log.last_sequence))
+        snapshot_of(Recovered(sequencer.engine, sequencer.era, last.sequence, at=last))
     )
     log.close()
 

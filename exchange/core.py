@@ -437,9 +437,10 @@ async def lead(
         asyncio.get_running_loop().add_signal_handler(number, core.stop)
     await core.serve(folder.core_socket)
     # By the leader itself, whether it has a follower or not: another release starts from this very state.
-    last = Recovered(core.sequencer.engine, core.sequencer.era, log.last_sequence)
+    record = next(log.read(log.last_sequence))
+    last = Recovered(core.sequencer.engine, core.sequencer.era, record.sequence, at=record)
     try:
-        keep_snapshot(Snapshots(folder.snapshots), last)
+        keep_snapshot(Snapshots(folder.snapshots, low_disk_bytes), last)
     except OSError as error:
         _tell(f"no snapshot of record {last.sequence} was made: {error}")
 
@@ -483,6 +484,7 @@ async def _run(folder: DataFolder, low_disk_bytes: int, stands_by: bool) -> None
     snapshots = Snapshots(folder.snapshots)
     try:
         log = FileLog(folder.log, not_below=snapshots.last_sequence)
+        snapshots.remove_unfinished()
         recovered = recover(log, snapshots.whole(_tell))
     except HeldLogError:
         if not stands_by:

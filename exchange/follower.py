@@ -232,7 +232,8 @@ class Follower:
             LogError: the log is damaged.
         """
         # What is there already, however much, is not read into memory at once.
-        stored = read_records(self._folder.log, self.recovered.sequence + 1, self._end_of_start)
+        # From the record of the snapshot on: it says whether that is one of this log.
+        stored = read_records(self._folder.log, max(self.recovered.sequence, 1), self._end_of_start)
         while records := list(itertools.islice(stored, SLICE_RECORDS)):
             yield records
         disk = _Watched(self._folder.log)

@@ -96,16 +96,20 @@ class Batch(NamedTuple):
         """Return the decoded records.
 
         Raises:
-            LogError: the batch is whole, but another version of cux wrote it.
+            LogError: the batch is whole, but another version of cux wrote it, or it holds other records.
         """
         if not self.size:
             return ()
         try:
-            return _decoder.decode(self.payload)
+            records = _decoder.decode(self.payload)
         except msgspec.DecodeError as error:
             raise LogError(
                 f"the batch of sequence {self.first_sequence} is of another version of cux: {error}"
             ) from None
+        held = (len(records), records[0].sequence, records[-1].sequence) if records else (0, 0, 0)
+        if held != (self.size, self.first_sequence, self.last_sequence):
+            raise LogError(f"the batch of sequence {self.first_sequence} holds other records than it says")
+        return records
 
 
 def batch_at(data: bytes, offset: int) -> Batch | None:

@@ -17,30 +17,32 @@ from exchange.snapshot import Snapshot, Snapshots
 from schemas.codec import decode_command, decode_event, encode
 from schemas.commands import AnyCommand, OpenEra
 from schemas.events import EraOpened
-from schemas.records import Record
+from schemas.records import Record, entry_of
 
 
 class Recovered(NamedTuple):
     """An engine that has applied the log up to `sequence`, and the era that runs, None before the first.
 
-    `migrated_from` is the hash of the state as the release before had it, where it was migrated.
+    `migrated_from` is the hash of the state as the release before had it, where it was migrated. `at` is the
+    record of that sequence, or where it has not been read yet, its entry as a snapshot has it.
     """
 
     engine: Engine
     era: OpenEra | None
     sequence: int
     migrated_from: bytes | None = None
+    at: Record | bytes = b""
 
 
 def recover(log: Log, snapshots: Iterable[Snapshot] = ()) -> Recovered:
     """Return what snapshots, the newest first, and log make.
 
     Raises:
-        LogError: the log ends before a snapshot; or a record is damaged, of another version, or gives other
-            events than the log holds.
+        LogError: the log ends before a snapshot, or the snapshot is of another log; or a record is damaged,
+            of another version, or gives other events than the log holds.
     """
     recovered = start_from(snapshots, log.last_sequence)
-    for record in log.read(recovered.sequence + 1):
+    for record in log.read(max(recovered.sequence, 1)):
         recovered = reapply(recovered, record)
     return recovered
 
@@ -63,22 +65,22 @@ def start_from(snapshots: Iterable[Snapshot], last_sequence: int) -> Recovered:
             )
         encoded = Encoded(snapshot.era, snapshot.state)
         if state_format == STATE_FORMAT:
-            return _restored(encoded, sequence)
+            return _restored(encoded, snapshot)
         if sequence == last_sequence and can_migrate(state_format):
-            recovered = _restored(migrated(encoded, state_format), sequence)
+            recovered = _restored(migrated(encoded, state_format), snapshot)
             return recovered._replace(migrated_from=snapshot.state_hash)
     return Recovered(Engine(), None, 0)
 
 
-def _restored(encoded: Encoded, sequence: int) -> Recovered:
+def _restored(encoded: Encoded, snapshot: Snapshot) -> Recovered:
     try:
         era = decode_command(encoded.era)
         with _without_collector():
             engine = restored(encoded.state)
     except msgspec.DecodeError as error:
-        raise LogError(f"the snapshot of record {sequence} holds no state: {error}") from None
+        raise LogError(f"the snapshot of record {snapshot.sequence} holds no state: {error}") from None
     assert isinstance(era, OpenEra)
-    return Recovered(engine, era, sequence)
+    return Recovered(engine, era, snapshot.sequence, at=snapshot.entry)
 
 
 @contextlib.contextmanager
@@ -98,9 +100,16 @@ def _without_collector() -> Iterator[None]:
 def reapply(recovered: Recovered, record: Record) -> Recovered:
     """Apply the next record to the engine and return where it stands then.
 
+    The record after which a snapshot was made may come first: it is compared with what the snapshot says.
+
     Raises:
-        LogError: the record is of another version, or gives other events than the log holds.
+        LogError: the record is of another version, fails, or gives other events than the log holds; or the
+            snapshot was made after another record.
     """
+    if record.sequence == recovered.sequence and isinstance(recovered.at, bytes):
+        if recovered.at != entry_of(record):
+            raise LogError(f"the snapshot of record {record.sequence} is of another log than this one")
+        return recovered._replace(at=record)
     assert record.sequence == recovered.sequence + 1
     data = bytes(record.command)
     plain = unpacked(data) if READS_PLAIN_ORDERS else None
@@ -109,7 +118,13 @@ def reapply(recovered: Recovered, record: Record) -> Recovered:
         command = decode_command(data) if plain is None else plain
     except msgspec.DecodeError as error:
         raise LogError(f"record {record.sequence} is of another version of cux: {error}; {_ADVICE}") from None
-    events = recovered.engine.execute(record.time_ns, taken(command))
+    try:
+        events = recovered.engine.execute(record.time_ns, taken(command))
+    except Exception as error:
+        raise LogError(
+            f"record {record.sequence}: the engine fails at it ({type(error).__name__}: {error}), as it did "
+            "not when the log was written: by another release, or it was tampered with"
+        ) from error
     # Encoding is quicker than decoding; only where a later version has added to an event do bytes differ.
     if [packed(event) for event in events] != [bytes(event) for event in record.events]:
         try:
@@ -123,7 +138,7 @@ def reapply(recovered: Recovered, record: Record) -> Recovered:
     era = recovered.era
     if isinstance(command, OpenEra) and isinstance(events[0], EraOpened):
         era = command
-    return Recovered(recovered.engine, era, record.sequence)
+    return Recovered(recovered.engine, era, record.sequence, at=record)
 
 
 _ADVICE = "stop the release that wrote it cleanly first: its last snapshot is what this one starts from"
@@ -139,18 +154,27 @@ def _difference(recovered: Recovered, record: Record) -> str:
 def snapshot_of(recovered: Recovered) -> Snapshot:
     """Return the state as a snapshot; an era runs."""
     assert recovered.era is not None
+    entry = recovered.at if isinstance(recovered.at, bytes) else entry_of(recovered.at)
+    assert entry
     with _without_collector():
         state = recovered.engine.encoded_state()
     state_hash = hashlib.sha256(state).digest()
-    return Snapshot(recovered.sequence, STATE_FORMAT, state_hash, encode(recovered.era), state)
+    return Snapshot(recovered.sequence, entry, STATE_FORMAT, state_hash, encode(recovered.era), state)
 
 
 def keep_snapshot(snapshots: Snapshots, recovered: Recovered) -> None:
-    """Make a snapshot, unless there is a whole one of this record or of a later one, or no era runs yet.
+    """Make a snapshot, unless one of this record or of a later one is whole and in today's form.
+
+    None is made before an era runs.
 
     Raises:
         OSError: it could not be written.
     """
-    newest = next(snapshots.whole(lambda _: None), None)
-    if recovered.era is not None and (newest is None or newest.sequence < recovered.sequence):
-        snapshots.write(snapshot_of(recovered))
+    if recovered.era is None:
+        return
+    for found in snapshots.whole(lambda _: None):
+        if found.sequence < recovered.sequence:
+            break
+        if found.state_format == STATE_FORMAT:
+            return
+    snapshots.write(snapshot_of(recovered))

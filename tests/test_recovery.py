@@ -111,6 +111,25 @@ def test_a_log_that_ends_before_a_snapshot_is_refused(folder: Folder, tmp_path: 
         FileLog(tmp_path / "short", not_below=folder.snapshots.last_sequence)
 
 
+def test_a_snapshot_of_another_log_is_refused(folder: Folder, tmp_path: Path) -> None:
+    folder.snapshots.write(snapshot_of(at(100)))
+    log = FileLog(tmp_path / "another")
+    # The same commands and events; that they are another log's only the salts tell.
+    log.append([msgspec.structs.replace(record, salt=b"another exchange") for record in DAY])
+    with pytest.raises(LogError, match="the snapshot of record 100 is of another log than this one"):
+        recover(log, folder.snapshots.whole(refuse))
+    log.close()
+
+
+def test_a_snapshot_of_another_form_is_none_of_todays(
+    folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(migrations.STEPS, STATE_FORMAT - 1, from_older)
+    folder.snapshots.write(older(at(90)))
+    keep_snapshot(folder.snapshots, at(90))
+    assert [found.state_format for found in folder.snapshots.whole(refuse)] == [STATE_FORMAT]
+
+
 def test_a_snapshot_is_not_made_again_where_a_whole_one_is(folder: Folder, tmp_path: Path) -> None:
     keep_snapshot(folder.snapshots, Recovered(Engine(), None, 0))
     assert folder.snapshots.last_sequence == 0
@@ -221,6 +240,15 @@ def test_other_events_of_another_release_say_to_stop_that_one_first() -> None:
     before = at(100)
     with pytest.raises(LogError, match=r"record 101: .* another release wrote; stop the release"):
         reapply(before._replace(era=by_another_release(before.era)), altered(100))
+
+
+def test_a_record_at_which_the_engine_fails_is_refused_with_its_number() -> None:
+    earlier = msgspec.structs.replace(DAY[100], time_ns=1)
+    with pytest.raises(LogError, match=r"record 101: the engine fails at it \("):
+        reapply(at(100), earlier)
+    first = msgspec.structs.replace(DAY[100], sequence=1)
+    with pytest.raises(LogError, match=r"record 1: the engine fails at it \("):
+        reapply(at(0), first)
 
 
 def test_a_command_that_is_not_known_here_is_of_another_version() -> None:

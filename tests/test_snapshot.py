@@ -1,10 +1,13 @@
 """The state restored is the same market for ever after; a snapshot is whole or passed over."""
 
+import fcntl
 import hashlib
+import os
 import random
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import msgspec
@@ -14,6 +17,7 @@ from hypothesis import strategies as st
 
 from exchange import migrations
 from exchange.engine import Engine, restored
+from exchange.folder import FolderError
 from exchange.migrations import STATE_FORMAT, Encoded, can_migrate, migrated
 from exchange.snapshot import (
     Snapshot,
@@ -163,7 +167,8 @@ def snapshot(sequence: int, orders: int = 2) -> Snapshot:
     for number in range(orders):
         market.play(f"bid 1 @ {90 + number}")
     state = market.engine.encoded_state()
-    return Snapshot(sequence, STATE_FORMAT, hashlib.sha256(state).digest(), encode(open_era()), state)
+    state_hash = hashlib.sha256(state).digest()
+    return Snapshot(sequence, b"e" * 48, STATE_FORMAT, state_hash, encode(open_era()), state)
 
 
 def refuse(words: str) -> None:
@@ -211,6 +216,86 @@ def test_a_damaged_snapshot_is_passed_over_with_a_word(tmp_path: Path) -> None:
     words: list[str] = []
     assert [found.sequence for found in snapshots.whole(words.append)] == [1]
     assert words == [f"{newest} is passed over: it is damaged: its state has another hash"]
+
+
+def small_disk(path: Path, size: str) -> Iterator[Path]:
+    if os.getuid() != 0:
+        pytest.skip("mounting a small disk needs root")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", path], check=True)
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "-l", path], check=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 256 KiB."""
+    yield from small_disk(tmp_path, "256k")
+
+
+def test_a_snapshot_that_finds_no_room_leaves_the_disk_as_it_was(disk: Path) -> None:
+    """What it had written before the disk was full would else be missing to the log."""
+    snapshots = Snapshots(disk, 0)
+    snapshots.write(snapshot(1))
+    before = os.statvfs(disk).f_bavail
+    # The disk is full only while it is written: the look at its room before is of no help.
+    large = snapshot(2)._replace(state=random.Random(1).randbytes(400_000))
+    large = large._replace(state_hash=hashlib.sha256(large.state).digest())
+    snapshots._refuse_low_disk = lambda size: None  # type: ignore[method-assign]
+    with pytest.raises(OSError, match="No space left"):
+        snapshots.write(large)
+    assert os.statvfs(disk).f_bavail == before
+    assert [found.sequence for found in snapshots.whole(refuse)] == [1]
+
+
+def test_no_snapshot_is_made_that_would_leave_the_log_less_than_its_reserve(disk: Path) -> None:
+    space = os.statvfs(disk)
+    free, size = space.f_bavail * space.f_frsize, len(encode_snapshot(snapshot(1)))
+    with pytest.raises(OSError, match=f"it needs {size} bytes; the disk has {free} left"):
+        Snapshots(disk, free - size + 1).write(snapshot(1))
+    assert list(disk.iterdir()) == []
+    Snapshots(disk, free - size).write(snapshot(1))
+
+
+def test_what_a_killed_process_left_unfinished_is_removed_at_a_start(tmp_path: Path) -> None:
+    unfinished = tmp_path / "new"
+    Snapshots(tmp_path / "missing").remove_unfinished()
+    unfinished.write_bytes(b"half")
+    writer = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(writer, fcntl.LOCK_EX)
+    Snapshots(tmp_path).remove_unfinished()
+    assert unfinished.exists(), "another process writes it now"
+    os.close(writer)
+    Snapshots(tmp_path).remove_unfinished()
+    assert not unfinished.exists()
+
+
+def test_a_file_that_is_named_like_a_snapshot_and_is_none_is_refused_by_its_name(tmp_path: Path) -> None:
+    (tmp_path / "7x.snapshot").touch()
+    snapshots = Snapshots(tmp_path)
+    for read in (lambda: snapshots.last_sequence, lambda: list(snapshots.whole(refuse))):
+        with pytest.raises(FolderError, match=r"7x\.snapshot is no snapshot: one is named by 20 digits"):
+            read()
+
+
+def test_a_snapshot_of_another_record_than_its_name_says_is_passed_over_with_a_word(tmp_path: Path) -> None:
+    snapshots = Snapshots(tmp_path)
+    snapshots.write(snapshot(7))
+    (path,) = tmp_path.iterdir()
+    renamed = path.rename(tmp_path / f"{9:020d}.snapshot")
+    words: list[str] = []
+    assert list(snapshots.whole(words.append)) == []
+    assert words == [f"{renamed} is passed over: it is of record 7"]
+
+
+def test_a_snapshot_of_a_form_from_which_nothing_leads_is_passed_over_with_a_word(tmp_path: Path) -> None:
+    snapshots = Snapshots(tmp_path)
+    snapshots.write(snapshot(7)._replace(state_format=STATE_FORMAT + 1))
+    words: list[str] = []
+    assert list(snapshots.whole(words.append)) == []
+    form = STATE_FORMAT + 1
+    assert words[0].endswith(f"its state is of form {form}, from which nothing leads to this version's")
 
 
 WRITE = """

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import MappingProxyType
-from typing import Annotated, Any, BinaryIO, TypeVar
+from typing import Annotated, Any, BinaryIO, NamedTuple, TypeVar
 
 import msgspec
 import typer
@@ -21,7 +21,7 @@ from exchange.snapshot import Snapshots
 from gateway.cli.app import FOLDER, INT64_MAX, AsJson, Folder, console, group, lines, run, show
 from gateway.keys import read_key
 from gateway.serve import database_of
-from schemas.records import Decoded, Record, decoded
+from schemas.records import Decoded, Record, decoded, entry_of
 from settlement.audit.export import export
 from settlement.audit.note import verifier_key
 from settlement.database import connect, migrate
@@ -49,10 +49,19 @@ def understood(record: Record) -> Decoded:
         raise LogError(f"record {record.sequence}: another version of cux wrote it ({error})") from None
 
 
-def replay(folder: DataFolder, last: int, snapshots: Mapping[int, bytes] = MappingProxyType({})) -> Recovered:
+class _Known(NamedTuple):
+    """What a snapshot says of the log at its record."""
+
+    entry: bytes
+    state_hash: bytes
+
+
+def replay(
+    folder: DataFolder, last: int, snapshots: Mapping[int, _Known] = MappingProxyType({})
+) -> Recovered:
     """Apply the log's records up to `last` again and return what they make.
 
-    `snapshots` are the hashes of states that are known, by the record after which they were.
+    `snapshots` are those that are known, by their record.
 
     Raises:
         LogError: the log is damaged, ends before `last`, gives other events or states than it did, or
@@ -65,7 +74,7 @@ def replay(folder: DataFolder, last: int, snapshots: Mapping[int, bytes] = Mappi
         for record in counted(read_records(folder.log, 1, last)):
             recovered = reapply(recovered, record)
             if record.sequence in snapshots:
-                _compare(recovered, snapshots[record.sequence])
+                _compare(recovered, record, snapshots[record.sequence])
     except LogError as error:
         raise LogError(f"{error}; the records up to {recovered.sequence} are whole") from None
     if recovered.sequence < last:
@@ -73,11 +82,13 @@ def replay(folder: DataFolder, last: int, snapshots: Mapping[int, bytes] = Mappi
     return recovered
 
 
-def _compare(recovered: Recovered, state_hash: bytes) -> None:
+def _compare(recovered: Recovered, record: Record, known: _Known) -> None:
+    if known.entry != entry_of(record):
+        raise LogError(f"the snapshot of record {record.sequence} is of another log than this one")
     found = recovered.engine.state_hash()
-    if found != state_hash:
+    if found != known.state_hash:
         raise LogError(
-            f"the snapshot of record {recovered.sequence} is of state {state_hash.hex()}, the log of "
+            f"the snapshot of record {recovered.sequence} is of state {known.state_hash.hex()}, the log of "
             f"{found.hex()}"
         )
 
@@ -111,7 +122,9 @@ def log_verify(folder: Folder = FOLDER, as_json: AsJson = False) -> None:
     # Before the log's end is looked up: none is of a later record, whole or not.
     newest = kept.last_sequence
     found = kept.whole(lambda words: typer.echo(f"cux: {words}", err=True))
-    snapshots = {one.sequence: one.state_hash for one in found if one.state_format == STATE_FORMAT}
+    snapshots = {
+        one.sequence: _Known(one.entry, one.state_hash) for one in found if one.state_format == STATE_FORMAT
+    }
     end = end_of(data.log)
     recovered = replay(data, max(end.last, newest), snapshots)
     verdict = {
