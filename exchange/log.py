@@ -6,6 +6,7 @@ durable when it was written, count, length) and its records as a MessagePack arr
 says up to where the log is durable. Epochs count the writers that were promoted and never go back.
 """
 
+import contextlib
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -156,6 +157,7 @@ class SegmentLog:
         self._known_durable = 0
         self._segment = 0
         self._size = 0
+        self._has_failed = False
         self._recover(not_below)
         if next_epoch:
             self.epoch += 1
@@ -171,22 +173,31 @@ class SegmentLog:
         """Make the records durable, in order; they follow on `last_sequence`.
 
         Raises:
-            OSError: a write or a sync failed; the log must not be written again.
+            OSError: a write or a sync failed, now or before; the log is not written again.
         """
+        if not records:
+            return
         assert records[0].sequence == self._last + 1
         # A segment without a record is not full, whatever seals and epochs stand in it: its name is taken.
-        if self._size >= self._segment_max_bytes and self._segment <= self._last:
-            # Its last seal too: a tear in a segment that has a successor would be damage.
+        is_full = self._size >= self._segment_max_bytes and self._segment <= self._last
+        with self._once_only():
+            if is_full:
+                # Its last seal too: a tear in a segment that has a successor would be damage.
+                self._disk.sync(self._segment)
+                self._start_segment()
+            self._write(records)
             self._disk.sync(self._segment)
-            self._start_segment()
-        self._write(records)
-        self._disk.sync(self._segment)
         self._last = records[-1].sequence
 
     def seal(self) -> None:
-        """Say in the log up to where it is durable, so that readers may go on."""
+        """Say in the log up to where it is durable, so that readers may go on.
+
+        Raises:
+            OSError: the write failed, or one did before; the log is not written again.
+        """
         if self._known_durable < self._last:
-            self._write(())
+            with self._once_only():
+                self._write(())
 
     def read(self, first: int) -> Iterator[Record]:
         """Yield the records from sequence `first` on, as far as they are durable now."""
@@ -201,10 +212,22 @@ class SegmentLog:
         return self._disk.free_bytes()
 
     def close(self) -> None:
-        """Seal, sync and let go."""
-        self.seal()
-        self._disk.sync(self._segment)
-        self._disk.close()
+        """Seal, sync and let go; of a log that failed only let go."""
+        try:
+            if not self._has_failed:
+                self.seal()
+                self._disk.sync(self._segment)
+        finally:
+            self._disk.close()
+
+    @contextlib.contextmanager
+    def _once_only(self) -> Iterator[None]:
+        """Write within this: what failed is not tried again, for nobody knows what stands on the disk."""
+        if self._has_failed:
+            raise OSError("a write to the log failed before: it is not written again")
+        self._has_failed = True
+        yield
+        self._has_failed = False
 
     def _write(self, records: Sequence[Record]) -> None:
         data = _encode_batch(self.epoch, self._last + 1, self._last, records)
@@ -292,8 +315,10 @@ class FileLog(SegmentLog):
 
     def close(self) -> None:
         """Seal, sync and let the folder go."""
-        super().close()
-        self._lock.release()
+        try:
+            super().close()
+        finally:
+            self._lock.release()
 
 
 def _segments(disk: Disk) -> list[int]:

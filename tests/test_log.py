@@ -1,5 +1,6 @@
 """The log keeps what it acknowledged, cuts only what it never did, and finds every damage."""
 
+import contextlib
 import os
 import re
 import struct
@@ -505,6 +506,47 @@ def test_a_reader_keeps_nothing_that_the_next_writer_may_cut(tmp_path: Path) -> 
     log.append(batch(3, 4))
     log.close()
     assert [r.sequence for r in reader.poll()] == [3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("call", ["write", "fdatasync"])
+def test_a_log_that_failed_is_not_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    log = FileLog(tmp_path)
+    log.append(batch(1, 1))
+
+    def fail(*_: object) -> int:
+        raise OSError("the disk failed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail)
+        with pytest.raises(OSError, match="the disk failed"):
+            log.append(batch(2, 1))
+    before = segments(tmp_path)[0].read_bytes()
+    with pytest.raises(OSError, match="failed before: it is not written again"):
+        log.append(batch(2, 1))
+    with contextlib.suppress(OSError):
+        log.seal()
+    log.close()
+    assert segments(tmp_path)[0].read_bytes() == before
+    FileLog(tmp_path).close()
+
+
+def test_to_append_nothing_is_nothing(tmp_path: Path) -> None:
+    log = FileLog(tmp_path)
+    log.append([])
+    assert segments(tmp_path)[0].read_bytes() == b""
+    log.close()
+
+
+def test_segments_of_one_batch_begin_also_behind_a_new_epoch_and_seals(tmp_path: Path) -> None:
+    log = FileLog(tmp_path, 1, next_epoch=True)
+    for sequence in (1, 2, 3):
+        log.append(batch(sequence, 1))
+        log.seal()
+    log.close()
+    assert [int(path.stem) for path in segments(tmp_path)] == [1, 2, 3]
+    assert plain(list(read_records(tmp_path))) == plain(batch(1, 3))
 
 
 def test_a_log_follows_itself(tmp_path: Path) -> None:
