@@ -81,6 +81,10 @@ class DataFolder:
             data = self.settings_file.read_bytes()
         except FileNotFoundError:
             raise self._no_exchange() from None
+        except NotADirectoryError:
+            raise FolderError(f"{self.path} is no folder; name one that holds an exchange") from None
+        except PermissionError:
+            raise FolderError(f"{self.settings_file} may not be read by this user") from None
         try:
             found = msgspec.json.decode(data, type=dict[str, object]).get("format")
             if found != FORMAT:

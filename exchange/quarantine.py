@@ -1,7 +1,6 @@
 """Commands that the engine could not stand: kept by digest, so that none of them ends the exchange twice."""
 
 import hashlib
-import os
 import traceback
 from pathlib import Path
 
@@ -30,18 +29,25 @@ class Quarantine:
         """Keep the command out from now on; return the file, which says what happened.
 
         Raises:
-            OSError: it cannot be written.
+            OSError: it cannot be written; the words tell the error too.
         """
-        self._folder.mkdir(mode=0o700, exist_ok=True)
         path = self._folder / f"{_digest(command)}.txt"
+        # The fault itself; what was raised around it says only where it came through.
+        cause = error.__cause__ or error
         words = decode_command(bytes_of(command))
-        text = msgspec.json.encode(words).decode() + "\n\n" + "".join(traceback.format_exception(error))
-        with path.open("w") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        for folder in (self._folder, self._folder.parent):
-            sync(folder)
+        text = msgspec.json.encode(words).decode() + "\n\n" + "".join(traceback.format_exception(cause))
+        try:
+            self._folder.mkdir(mode=0o700, exist_ok=True)
+            # Beside, and renamed: none is half written.
+            beside = path.with_suffix(".new")
+            beside.write_text(text)
+            sync(beside)
+            beside.rename(path)
+            for folder in (self._folder, self._folder.parent):
+                sync(folder)
+        except OSError as failure:
+            said = "".join(traceback.format_exception_only(cause)).strip()
+            raise OSError(f"{error} ({said}), which could not be put in quarantine: {failure}") from error
         self._digests.add(path.stem)
         return path
 

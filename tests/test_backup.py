@@ -303,6 +303,26 @@ def test_a_target_that_holds_something_is_left_as_it_is(tmp_path: Path, what: st
     assert [path.name for path in tmp_path.rglob("copy/*")] == ([] if what == "file" else ["mine"])
 
 
+def test_what_cannot_be_copied_whole_is_refused_before_anything_is_copied(tmp_path: Path) -> None:
+    folder = filled(tmp_path, [1])
+    with pytest.raises(FolderError, match=r"of which it would be a copy"):
+        back_up(folder, folder.path / "copy")
+    (folder.keys / "old").mkdir()
+    with pytest.raises(FolderError, match=r"keys/old is no file: keys holds key files alone"):
+        back_up(folder, tmp_path / "copy")
+    assert not list(tmp_path.rglob("copy"))
+
+
+@pytest.mark.parametrize(
+    "verb", [("log", "verify"), ("log", "show"), ("log", "quarantine"), ("backup", "to")]
+)
+def test_a_file_in_the_place_of_the_folder_is_one_sentence(tmp_path: Path, verb: tuple[str, ...]) -> None:
+    (tmp_path / "file").write_text("")
+    said = cux(*verb, "--folder", tmp_path / "file")
+    assert (said.returncode, said.stdout) == (1, "")
+    assert said.stderr == f"cux: {tmp_path / 'file'} is no folder; name one that holds an exchange\n"
+
+
 def test_everything_is_synced_before_a_backup_is_said_to_be_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -713,6 +713,33 @@ def test_what_stands_in_quarantine_is_shown_in_both_forms(cux: Cux, tmp_path: Pa
     assert "ValueError: a bug" in cux("log", "quarantine", *at).out
 
 
+def test_the_quarantine_tells_the_fault_itself_and_shows_files_that_tell_nothing(
+    cux: Cux, tmp_path: Path
+) -> None:
+    folder = small_folder(tmp_path)
+    outer = RuntimeError("the engine failed at a command")
+    outer.__cause__ = ZeroDivisionError("a bug")
+    told = Quarantine(folder.quarantine).add(CancelOrder(7, 5), outer)
+    assert list(folder.quarantine.iterdir()) == [told]
+    for name, content in (("empty", b""), ("no command", b"text\n\nmore"), ("no text", b"\xff\xfe")):
+        (folder.quarantine / f"{name}.txt").write_bytes(content)
+    found = {one["file"]: one for one in cux("log", "quarantine", "--folder", folder.path, "--json").json}
+    assert found.pop(str(told))["error"] == "ZeroDivisionError: a bug"
+    assert len(found) == 3
+    for one in found.values():
+        assert (one["command"], one["error"]) == (None, "the file is damaged: it says nothing")
+
+
+def test_a_quarantine_that_cannot_be_written_hides_no_failure(tmp_path: Path) -> None:
+    folder = small_folder(tmp_path)
+    folder.quarantine.write_text("no folder")
+    outer = RuntimeError("the engine failed at a command")
+    outer.__cause__ = ZeroDivisionError("a bug")
+    words = r"engine failed at a command \(ZeroDivisionError: a bug\), which could not be .*File exists"
+    with pytest.raises(OSError, match=words):
+        Quarantine(folder.quarantine).add(CancelOrder(7, 5), outer)
+
+
 def test_the_ledger_is_checked_in_both_forms(cux: Cux, exchange: Served) -> None:
     at = ("--folder", exchange.folder.path)
     found = cux("db", "check", *at, "--json").json

@@ -42,10 +42,16 @@ def back_up(source: DataFolder, to: Path) -> Backup:
     Until it is whole the copy has no settings, so nothing starts there.
 
     Raises:
-        FolderError: there is no exchange, or the target holds something.
+        FolderError: there is no exchange, or more than files among its keys; or the target holds something,
+            or lies in the source.
         LogError: the log is damaged, or ends before a snapshot.
     """
     source.settings()
+    if to.resolve().is_relative_to(source.path.resolve()):
+        raise FolderError(f"{to} lies in {source.path}, of which it would be a copy; name another folder")
+    for path in source.keys.iterdir():
+        if not path.is_file():
+            raise FolderError(f"{path} is no file: keys holds key files alone; move it elsewhere")
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise FolderError(f"{to} holds something already; name a new folder, or an empty one")
     target = DataFolder(to)

@@ -223,8 +223,12 @@ def log_quarantine(folder: Folder = FOLDER, as_json: AsJson = False) -> None:
 
 
 def _quarantined(path: Path) -> dict[str, Any]:
-    command, *words = path.read_text().splitlines()
-    return {"file": str(path), "command": msgspec.json.decode(command), "error": words[-1]}
+    """Return what stands in a file; one that tells nothing is shown too, for its name is what refuses."""
+    try:
+        command, *words = path.read_text().splitlines()
+        return {"file": str(path), "command": msgspec.json.decode(command), "error": words[-1]}
+    except (ValueError, IndexError):
+        return {"file": str(path), "command": None, "error": "the file is damaged: it says nothing"}
 
 
 @audit.command("export")
