@@ -679,10 +679,15 @@ def test_a_snapshot_of_another_state_than_the_logs_is_found(
     assert cux("backup", copy, "--folder", exchange.folder.path).code == 0
     end = cux("log", "verify", "--folder", copy, "--json").json["records"]
     snapshots = Snapshots(copy / "snapshots")
-    three, four = (made_by(copy / "log", last) for last in (3, 4))
+    three, four, five = (made_by(copy / "log", last) for last in (3, 4, 5))
     snapshots.write(snapshot_of(three))
     assert cux("log", "verify", "--folder", copy, "--json").json["snapshots"] == 1
     snapshots.write(snapshot_of(four)._replace(sequence=5))
+    said = cux("log", "verify", "--folder", copy)
+    assert said.error == (
+        "cux: the snapshot of record 5 is of another log than this one; the records up to 5 are whole\n"
+    )
+    snapshots.write(snapshot_of(four._replace(sequence=5, at=five.at)))
     said = cux("log", "verify", "--folder", copy)
     assert (said.code, said.out) == (1, "")
     assert said.error.startswith("cux: the snapshot of record 5 is of state ")
