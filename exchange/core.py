@@ -497,8 +497,8 @@ async def _run(folder: DataFolder, low_disk_bytes: int, stands_by: bool) -> None
         raise FolderError(f"{folder.path} cannot be led: {error}") from error
     if log.cut_bytes:
         _tell(
-            f"{log.cut_bytes} bytes behind record {log.last_sequence} are no whole batch and were cut off: "
-            "on a disk that keeps what it has synced, nobody was told of them"
+            f"{log.cut_bytes} bytes behind record {log.last_sequence} were cut off the log: a batch that a "
+            "crash cut short, or damage to one that may have been told"
         )
     await lead(folder, log, recovered, low_disk_bytes)
 
