@@ -189,6 +189,11 @@ class _Reader:
         self.at = end
         return data[start:end].decode("ascii")
 
+    def pass_code(self) -> None:
+        """Pass over the code that comes next, whatever is in it; what is none leads anywhere."""
+        head: i64 = self.data[self.at]
+        self.at += 2 + i64(self.data[self.at + 1]) if head == 0xD9 else head - 0x9F
+
     def finish(self) -> None:
         """See that nothing is left.
 
@@ -279,9 +284,9 @@ def _requirement(reader: _Reader) -> Requirement:
     reader.expect(_ZONE)
     # Its four codes need not be read if these bytes came before.
     for key in _GRADES:
-        reader.at += 1 + i64(data[reader.at]) - 0xA0
+        reader.pass_code()
         reader.expect(key)
-    reader.at += 1 + i64(data[reader.at]) - 0xA0
+    reader.pass_code()
     end = reader.at
     known = _requirements.get(data[start:end])
     if known is not None:

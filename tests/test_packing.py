@@ -27,7 +27,9 @@ INTEGERS = st.one_of(
     st.sampled_from([-32, -33, -129, -(2**15), -(2**15) - 1, -(2**31), -(2**31) - 1, -(2**63)]),
 )
 POSITIVE = st.one_of(st.integers(1, 2**63 - 1), st.sampled_from(EDGES[1:]))
-CODES = st.text(st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1, max_size=40)
+CODES = st.text(
+    st.characters(min_codepoint=0x20, max_codepoint=0x7E), min_size=1, max_size=40
+) | st.sampled_from(["x" * 31, "x" * 32, "x" * 40])
 REQUIREMENTS = st.builds(Requirement, CODES, CODES, CODES, CODES)
 
 
