@@ -1,6 +1,7 @@
 """`cux serve`: what dies is started again and nothing acknowledged is lost; what cannot start says why."""
 
 import asyncio
+import itertools
 import json
 import os
 import signal
@@ -26,7 +27,6 @@ from settlement.database import connect
 from settlement.postgres import DATABASE_URL, Postgres
 from tests.exchange_fixture import (
     ROOT,
-    Participant,
     Served,
     ask,
     bid,
@@ -250,13 +250,15 @@ def replayed(folder: DataFolder) -> tuple[str, list[Any]]:
     return engine.state_hash().hex(), records
 
 
-async def load(exchange: Served, who: Participant, client: Client, orders: list[Any]) -> list[OrderResult]:
+async def load(client: Client, orders: list[Any], answered: Callable[[], None]) -> list[OrderResult]:
     """Enter the orders, 50 under way at a time; each is entered until it has an answer."""
     room = asyncio.Semaphore(50)
 
     async def enter(one: Any) -> OrderResult:
         async with room:
-            return await client.enter(one)
+            result = await client.enter(one)
+            answered()
+            return result
 
     return await asyncio.gather(*(enter(one) for one in orders))
 
@@ -268,9 +270,14 @@ async def killed_under_load(exchange: Served, kill: Callable[[], None]) -> list[
     async with exchange.client(seller) as sells, exchange.client(buyer) as buys:
         asks = [order(ask(f"a{n}", site, hour + n % 20, "1", "10")) for n in range(600)]
         bids = [order(bid(f"b{n}", hour + n % 20, "1", "10")) for n in range(600)]
-        loads = asyncio.gather(load(exchange, seller, sells, asks), load(exchange, buyer, buys, bids))
-        await asyncio.sleep(0.25)
-        assert not loads.done(), "the load was over before the kill"
+        count, half = itertools.count(1), asyncio.Event()
+
+        def answered() -> None:
+            if next(count) == 600:
+                half.set()
+
+        loads = asyncio.gather(load(sells, asks, answered), load(buys, bids, answered))
+        await half.wait()
         kill()
         both = await asyncio.wait_for(loads, 60)
         # Once more: every answer stands.
