@@ -445,12 +445,12 @@ async def lead(
         _tell(f"no snapshot of record {last.sequence} was made: {error}")
 
 
-async def _stand_by(folder: DataFolder) -> Promoted | None:
+async def _stand_by(folder: DataFolder, low_disk_bytes: int) -> Promoted | None:
     """Follow who leads the folder; return when told to lead it, or with None when told to stop."""
     loop, stop = asyncio.get_running_loop(), asyncio.Event()
     for number in STOP_SIGNALS:
         loop.add_signal_handler(number, stop.set)
-    promoted = await Follower(folder, _tell).run(stop)
+    promoted = await Follower(folder, _tell, low_disk_bytes=low_disk_bytes).run(stop)
     if promoted is not None and stop.is_set():
         promoted.log.close()
         return None
@@ -489,7 +489,7 @@ async def _run(folder: DataFolder, low_disk_bytes: int, stands_by: bool) -> None
     except HeldLogError:
         if not stands_by:
             raise
-        promoted = await _stand_by(folder)
+        promoted = await _stand_by(folder, low_disk_bytes)
         if promoted is None:
             return
         log, recovered = promoted

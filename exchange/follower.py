@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 import msgspec
 from msgspec import Struct
 
+from exchange.desk import LOW_DISK_BYTES
 from exchange.disk import FolderDisk
 from exchange.folder import DataFolder, FolderError
 from exchange.link import CoreLink, CoreLostError
@@ -134,6 +135,7 @@ class Follower:
         tell: Callable[[str], None],
         snapshot_records: int = SNAPSHOT_RECORDS,
         snapshot_seconds: float = SNAPSHOT_SECONDS,
+        low_disk_bytes: int = LOW_DISK_BYTES,
     ) -> None:
         """Become the folder's one follower, and start from its newest snapshot.
 
@@ -144,7 +146,7 @@ class Follower:
         self._folder = folder
         self._tell = tell
         self._snapshot_records, self._snapshot_seconds = snapshot_records, snapshot_seconds
-        self._snapshots = Snapshots(folder.snapshots)
+        self._snapshots = Snapshots(folder.snapshots, low_disk_bytes)
         try:
             self._lock = FolderLock(folder.run, TAKE_OVER_SECONDS)
         except HeldError:

@@ -14,6 +14,7 @@ import msgspec
 import pytest
 
 from exchange.core import _stand_by
+from exchange.desk import LOW_DISK_BYTES
 from exchange.folder import DataFolder, FolderError
 from exchange.follower import Follower, Promoted, StandbyError, Standing, ask_standby, end_process
 from exchange.link import BusyError, CoreLink, CoreLostError
@@ -60,11 +61,17 @@ class Following:
     """A follower that runs beside a test's own steps."""
 
     def __init__(
-        self, folder: DataFolder, snapshot_records: int = 1000, snapshot_seconds: float = 1000
+        self,
+        folder: DataFolder,
+        snapshot_records: int = 1000,
+        snapshot_seconds: float = 1000,
+        low_disk_bytes: int = LOW_DISK_BYTES,
     ) -> None:
         self.words: list[str] = []
         self.stop = asyncio.Event()
-        self.follower = Follower(folder, self.words.append, snapshot_records, snapshot_seconds)
+        self.follower = Follower(
+            folder, self.words.append, snapshot_records, snapshot_seconds, low_disk_bytes
+        )
         self.task = asyncio.create_task(self.follower.run(self.stop))
 
     async def reaches(self, sequence: int) -> None:
@@ -160,6 +167,18 @@ async def test_without_room_for_a_snapshot_the_follower_goes_on(folder: DataFold
     await following.reaches(60)
     await following.end()
     assert following.words[0].startswith("no snapshot of record 30 was made: ")
+    log.close()
+
+
+async def test_a_followers_snapshots_leave_the_log_the_room_that_its_leader_keeps(folder: DataFolder) -> None:
+    log = FileLog(folder.log)
+    log.append(DAY[:30])
+    log.seal()
+    following = Following(folder, low_disk_bytes=2**62)
+    await following.reaches(30)
+    await following.end()
+    assert following.words[0].endswith(f"{2**62} of them the log's")
+    assert Snapshots(folder.snapshots).last_sequence == 0
     log.close()
 
 
@@ -734,7 +753,7 @@ async def test_a_standby_that_is_promoted_while_it_is_told_to_stop_does_not_lead
         return Promoted(log, recover(log))
 
     monkeypatch.setattr(Follower, "run", run)
-    assert await _stand_by(folder) is None
+    assert await _stand_by(folder, LOW_DISK_BYTES) is None
     FileLog(folder.log).close()
 
 
