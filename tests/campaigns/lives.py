@@ -5,8 +5,9 @@
     make lives SEED=7           # one of them, and its story
 
 Engine, sequencer, desk, log, recovery and log readers are the real ones. Around them one thread plays the
-machine (`tests/campaigns/machine.py`), the core's loop and its writer's, followers with their snapshots, and
-clients. A life has a time of faults: kills and power cuts at any point, also while the core starts; syncs and
+machine (`tests/campaigns/machine.py`), the core's loop and its writer's, the helper that clears calls,
+followers with their snapshots, and clients. Contracts are halted and resumed, and calls start at the band. A
+life has a time of faults: kills and power cuts at any point, also while the core starts; syncs and
 writes that fail; a disk that runs low; a wall clock that jumps; connections that are cut. Clients send again
 over a new connection what was not answered over the old one, and now and then all twice. Then it is calm, and
 at last the power is cut once more. Two verdicts:
@@ -14,7 +15,8 @@ at last the power is cut once more. Two verdicts:
 - safety: what was told is in the log as it was told, no order and no operator's act twice; what a reader saw
   stands in every later log; recovery from a snapshot ends in the state of a full replay, and the engine's
   invariants hold.
-- liveness: when the faults have stopped every client gets its answers, and every reader all records.
+- liveness: when the faults have stopped every client gets its answers, every reader all records, and every
+  call its clearing.
 """
 
 import argparse
@@ -29,6 +31,7 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
+from exchange.clearer import prices_of, solve, terms_of
 from exchange.clock import WallClock
 from exchange.desk import Desk, Request
 from exchange.folder import Settings
@@ -43,12 +46,15 @@ from schemas.commands import (
     CorrectClock,
     Deposit,
     EnterOrder,
+    HaltContract,
     MassCancel,
     OperatorCommand,
+    ProposeClearing,
     ReplaceOrder,
+    ResumeContract,
     TimeInForce,
 )
-from schemas.events import OrderAccepted, Rejected
+from schemas.events import CallCleared, OrderAccepted, Phase, Rejected
 from schemas.records import Record, decoded
 from tests.campaigns.machine import (
     SECOND_NS,
@@ -62,6 +68,7 @@ from tests.campaigns.machine import (
 from tests.market import (
     AUTHORITY,
     BUYER,
+    CLASS,
     EAST,
     FIRST_HOUR,
     OPERATOR_KEY,
@@ -82,11 +89,17 @@ BATCH_MAX = 4
 UNSYNCED_MAX = 12
 LOW_DISK_BYTES = 1 << 20
 ROOM = 1 << 30
+HOURS = 3
 SITES = {SELLER: EAST, SELLER_WEST: WEST}
+VENUE = replace(
+    SMALL_VENUE,
+    calls=replace(SMALL_VENUE.calls, min_seconds=1, max_seconds=2),
+    limits=replace(SMALL_VENUE.limits, band_permille=15, band_small_lots=1),
+)
 SETTINGS = Settings(
     format=1,
     origin="test.example/small",
-    venue=SMALL_VENUE,
+    venue=VENUE,
     venue_key=bytes(32),
     operator_keys=(OPERATOR_KEY,),
 )
@@ -150,6 +163,7 @@ class Core:
         self._is_writing = False
         self._work_is_due = False
         self._look_ns = 0
+        self._clearing: set[tuple[str, int]] = set()
         self.is_dead = False
         self._soon()
 
@@ -190,6 +204,7 @@ class Core:
         self._work_is_due = False
         if sum(len(taken.records) for taken, _ in self._unsynced) >= UNSYNCED_MAX:
             return
+        self._start_clearings()
         due_ns = self.sequencer.next_due_ns()
         if len(self._desk) or (due_ns is not None and due_ns <= self._clock.now_ns()):
             requests = self._desk.take(self._draw.randint(1, BATCH_MAX))
@@ -206,6 +221,28 @@ class Core:
             if not self._time.now_ns < self._look_ns <= look_ns:
                 self._look_ns = look_ns
                 self._later(look_ns - self._time.now_ns, self._soon)
+
+    def _start_clearings(self) -> None:
+        for class_code, hour, _, is_clearing in self.sequencer.engine.calls():
+            if is_clearing and (class_code, hour) not in self._clearing:
+                self._clearing.add((class_code, hour))
+                self._clear(class_code, hour)
+
+    def _clear(self, class_code: str, hour: int) -> None:
+        engine = self.sequencer.engine
+        if engine.phase(class_code, hour) is not Phase.CLEARING:
+            self._clearing.discard((class_code, hour))
+            return
+        clearing = solve(terms_of(engine, class_code, hour))
+        proposal = ProposeClearing(class_code, hour, clearing.fills, prices_of(engine, clearing))
+
+        def propose() -> None:
+            self._desk.put_own(proposal)
+            self._soon()
+
+        # Meanwhile its orders may be cancelled: then it is refused, and another one is made.
+        self._later(self._draw.randrange(200_000_000), propose)
+        self._later(SECOND_NS, lambda: self._clear(class_code, hour))
 
     def _put(self, records: list[Record]) -> None:
         self._to_write += records
@@ -231,7 +268,9 @@ class Core:
         while self._unsynced and self._unsynced[0][0].records[-1].sequence <= sequence:
             taken, requests = self._unsynced.popleft()
             for place, request in zip(taken.answers, requests, strict=True):
-                request.client.send_to_client(Message(request.correlation, taken.records[place]))
+                # Its own proposals have no client.
+                if request.client is not None:
+                    request.client.send_to_client(Message(request.correlation, taken.records[place]))
         self._soon()
 
 
@@ -329,12 +368,14 @@ class Client:
             "account": self.account,
             "client_order_id": self._orders[-1],
             "valid_until_ns": valid_until_ns,
-            "delivery_hour": FIRST_HOUR + draw.randrange(3),
+            "delivery_hour": FIRST_HOUR + draw.randrange(HOURS),
         }
         if draw.random() < 0.15:
             terms["hours"] = 2
         elif draw.random() < 0.2:
             terms["time_in_force"] = TimeInForce.IOC
+        elif draw.random() < 0.05:
+            terms["time_in_force"] = TimeInForce.AUCTION
         elif draw.random() < 0.2:
             terms["time_in_force"] = TimeInForce.GTD
             terms["expire_ns"] = self._life.time.now_ns + draw.randrange(2 * SECOND_NS)
@@ -347,10 +388,15 @@ class Client:
 
 
 class Operator(Client):
-    """Pays in, each time under a signature of its own, and corrects the clock."""
+    """Pays in, halts and resumes, each time under a signature of its own, and corrects the clock."""
 
     def _next_command(self) -> AnyCommand:
-        return Deposit(BUYER, 1, authority=self._signature())
+        chance, hour = self._draw.random(), FIRST_HOUR + self._draw.randrange(HOURS)
+        if chance < 0.4:
+            return Deposit(BUYER, 1, authority=self._signature())
+        if chance < 0.7:
+            return HaltContract(CLASS, hour, authority=self._signature())
+        return ResumeContract(CLASS, hour, authority=self._signature())
 
     def correct_clock(self) -> None:
         """Have the wall clock believed again."""
@@ -422,6 +468,7 @@ class Life:
         self.skew_ns = 0
         self.snapshots: list[Snapshot] = []
         self.crashes: Counter[str] = Counter()
+        self.cleared = 0
         self.promises: list[_Plain] = []
         self._core: Core | None = None
         self._core = Core(self)
@@ -577,6 +624,8 @@ class Life:
                 )
         if self._core is None or not self._core.is_idle:
             return "the core has work that it does not do"
+        for class_code, hour, _, _ in self._core.sequencer.engine.calls():
+            return f"the call in {class_code}, hour {hour}, is not cleared"
         for reader in self._readers:
             if len(reader.seen) < self._core.log.last_sequence:
                 return f"a reader waits for record {len(reader.seen) + 1} of {self._core.log.last_sequence}"
@@ -593,10 +642,12 @@ class Life:
             if reader.seen != logged[: len(reader.seen)]:
                 raise SafetyError(f"a reader saw {len(reader.seen)} records, and the log has others or fewer")
         done: Counter[object] = Counter()
+        self.cleared = 0
         whole = start_from((), 0)
         for record in records:
             whole = reapply(whole, record)
             known = decoded(record)
+            self.cleared += any(isinstance(event, CallCleared) for event in known.events)
             if isinstance(known.command, EnterOrder) and isinstance(known.events[0], OrderAccepted):
                 done[known.command.account, known.command.client_order_id] += 1
             elif isinstance(known.command, OperatorCommand) and not isinstance(known.events[0], Rejected):

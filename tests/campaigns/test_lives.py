@@ -40,6 +40,7 @@ class DeskThatForgets(DeskOfLives):
 def test_no_life_loses_doubles_or_forgets_anything() -> None:
     first = random.SystemRandom().randrange(10**9)
     crashes: Counter[str] = Counter()
+    cleared = 0
     for seed in range(first, first + 150):
         life = Life(seed)
         try:
@@ -47,9 +48,11 @@ def test_no_life_loses_doubles_or_forgets_anything() -> None:
         except (SafetyError, LivenessError) as error:
             pytest.fail(f"{type(error).__name__}: {error}; its story: make lives SEED={seed}")
         crashes += life.crashes
+        cleared += life.cleared
     # Of each life's crashes the last is a power cut.
     assert crashes["PowerCutError"] > 200
     assert crashes["KilledError"] > 50
+    assert cleared > 50
 
 
 def story_of(seed: int) -> list[str]:
