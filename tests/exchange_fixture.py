@@ -233,10 +233,10 @@ def temporary_folder() -> Iterator[Path]:
         assert not left, f"processes {left} were left behind"
 
 
-def small_folder(path: Path) -> DataFolder:
+def small_folder(path: Path, venue: Venue = VENUE) -> DataFolder:
     """The data folder of a new exchange of the small venue."""
     folder = DataFolder(path / "exchange")
-    init_venue(folder, VENUE, "test.example/small", 1, START_NS)
+    init_venue(folder, venue, "test.example/small", 1, START_NS)
     folder.path.chmod(0o711)
     return folder
 

@@ -6,17 +6,19 @@
 One exchange after the other, each on a folder of its own, takes up to 40 kills: of the core for the most
 part, also while it recovers or because its follower is promoted, of the gateway, the follower, the back, the
 database, the supervisor, and of all at once. Now and then it is stopped in order and started again.
-Members enter and cancel meanwhile, and repeat what they do not know under the same client order id. After
+Members enter and cancel meanwhile, and repeat what they do not know under the same client order id; an
+operator halts contracts and resumes them through a call, and repeats an act under the same signature. After
 each restart:
 
 - what a member was told is in the log: each order once and under the number that he was told, each cancel,
-  each fill;
+  each fill; and each act that the operator was told, once;
 - the log applied again gives the events that it holds, and the invariants hold;
 - the ledger catches up with the log and holds the engine's funds, orders and fills.
 
-At the end of each exchange every order has its answer, and a full replay has the same state hash as the one
-that was kept up from kill to kill, and as the snapshot of every stop. The seed draws kills and orders; which
-instruction a kill meets is chance, so a second run of a seed is like the first, not the same.
+At the end of each exchange every order has its answer, every call its clearing, and a full replay has the
+same state hash as the one that was kept up from kill to kill, and as the snapshot of every stop. The seed
+draws kills and orders; which instruction a kill meets is chance, so a second run of a seed is like the first,
+not the same.
 """
 
 import argparse
@@ -42,8 +44,11 @@ from exchange.follower import StandbyError, ask_standby
 from exchange.log import LogReader
 from exchange.snapshot import Snapshots
 from gateway.client import Client, LostError, RefusedError
-from schemas.commands import EnterOrder
-from schemas.events import OrderAccepted, OrderEnded, trades_of
+from gateway.keys import read_key
+from schemas.authority import signed
+from schemas.codec import encode
+from schemas.commands import EnterOrder, HaltContract, OperatorCommand, ResumeContract
+from schemas.events import CallCleared, OrderAccepted, OrderEnded, Rejected, trades_of
 from schemas.reasons import RejectReason
 from schemas.records import Record, decoded
 from schemas.wire import OrderEnter
@@ -52,6 +57,7 @@ from settlement.postgres import connection_of
 from settlement.writer import LOST, engine_equals_ledger, position
 from tests.exchange_fixture import (
     ROOT,
+    VENUE,
     Exchange,
     Participant,
     ask,
@@ -62,12 +68,15 @@ from tests.exchange_fixture import (
     small_folder,
     temporary_folder,
 )
-from tests.market import FIRST_HOUR
+from tests.market import CLASS, FIRST_HOUR
 
 KILLS_A_LIFE = 40
 START_SECONDS = 60.0
 CATCH_UP_SECONDS = 60.0
 HOURS = 20
+SHORT_CALLS = msgspec.structs.replace(
+    VENUE, calls=msgspec.structs.replace(VENUE.calls, min_seconds=1, max_seconds=2)
+)
 BLOWS = {
     "core": 10,
     "promote": 3,
@@ -191,12 +200,14 @@ class Told:
         self.refused: set[tuple[int, str]] = set()
         self.canceled: set[int] = set()
         self.trades: set[int] = set()
+        self.acts: set[bytes] = set()
 
     def copy(self) -> "Told":
         """The promises as they are now."""
         now = Told()
         now.orders, now.refused = dict(self.orders), set(self.refused)
         now.canceled, now.trades = set(self.canceled), set(self.trades)
+        now.acts = set(self.acts)
         return now
 
 
@@ -268,6 +279,41 @@ class Member:
             return
 
 
+class Operator:
+    """Halts contracts and resumes them, one at a time, and repeats each act until it has an answer."""
+
+    PAUSE_SECONDS = 0.5
+
+    def __init__(self, exchange: Exchange, draw: random.Random, told: Told) -> None:
+        self._exchange = exchange
+        self._draw = draw
+        self._told = told
+
+    async def operate(self, stop: asyncio.Event) -> None:
+        """Go on until `stop`; then return when what was halted has been resumed."""
+        while not stop.is_set():
+            hour = FIRST_HOUR + self._draw.randrange(HOURS)
+            for command in (HaltContract(CLASS, hour), ResumeContract(CLASS, hour)):
+                await self._do(command)
+                await asyncio.sleep(self._draw.uniform(0, self.PAUSE_SECONDS))
+
+    async def _do(self, command: OperatorCommand) -> None:
+        key = read_key(self._exchange.folder.keys / "operator-1.key")
+        act = signed(command, key, time.time_ns(), "crash")
+        while True:
+            try:
+                async with self._exchange.admin() as client:
+                    await client.operate(act)
+            except OSError:
+                await asyncio.sleep(0.05)
+                continue
+            except RefusedError:
+                # An attempt before it was taken, or the exchange has no room for acts now.
+                return
+            self._told.acts.add(encode(act))
+            return
+
+
 class Replayed:
     """The log applied again, in this process, as far as it has been read; and what stands in it."""
 
@@ -277,6 +323,8 @@ class Replayed:
         self.accepted: dict[tuple[int, str], list[int]] = {}
         self.ended: set[int] = set()
         self.trades: set[int] = set()
+        self.acts: Counter[bytes] = Counter()
+        self.cleared = 0
         self._reader = LogReader(folder)
         self._read: list[Record] = []
 
@@ -311,6 +359,8 @@ class Replayed:
         if tuple(self.engine.apply(known.time_ns, known.command)) != known.events:
             raise BrokenError(f"record {known.sequence} gives other events when it is applied again")
         self.position = known.sequence
+        if isinstance(known.command, OperatorCommand) and not isinstance(known.events[0], Rejected):
+            self.acts[bytes(record.command)] += 1
         for event in known.events:
             if isinstance(event, OrderAccepted):
                 assert isinstance(known.command, EnterOrder)
@@ -318,6 +368,8 @@ class Replayed:
                 self.accepted.setdefault(key, []).append(event.order_id)
             elif isinstance(event, OrderEnded):
                 self.ended.add(event.order_id)
+            elif isinstance(event, CallCleared):
+                self.cleared += 1
             self.trades.update(trade.trade_id for trade in trades_of(event))
 
     def lacks(self, told: Told) -> str:
@@ -329,14 +381,19 @@ class Replayed:
             return f"the cancels of orders {sorted(lost)[:5]} were acknowledged and are not in the log"
         if lost := told.trades - self.trades:
             return f"the trades {sorted(lost)[:5]} were told and are not in the log"
+        if told.acts - self.acts.keys():
+            return "an operator's act was acknowledged and is not in the log"
         return ""
 
     def check(self, told: Told) -> None:
         """Look for what must never be, whatever is still to come.
 
         Raises:
-            BrokenError: an order is in the log twice, or one that was refused; or an invariant is broken.
+            BrokenError: an order or an act is in the log twice, or an order that was refused; or an invariant
+                is broken.
         """
+        if twice := [act for act, count in self.acts.items() if count > 1]:
+            raise BrokenError(f"acts {twice[:3]!r} are in the log more than once")
         for key, order_ids in self.accepted.items():
             if len(order_ids) > 1:
                 raise BrokenError(f"order {key} is in the log {len(order_ids)} times: {order_ids}")
@@ -373,6 +430,8 @@ class Life:
                 )
                 for member in members
             ]
+            operator = Operator(exchange, random.Random(self._draw.random()), self.told)
+            trading.append(asyncio.create_task(operator.operate(stop)))
             for _ in range(kills):
                 await self._one_kill(sum(self.killed.values()) + 1, kills)
                 for task in trading:
@@ -383,8 +442,14 @@ class Life:
             for task in done:
                 task.result()
             if waiting:
-                raise BrokenError("members wait for answers though nothing is killed any more")
+                raise BrokenError("somebody waits for an answer though nothing is killed any more")
         await self._catch_up()
+        deadline = time.monotonic() + CATCH_UP_SECONDS
+        while self.replayed.engine.calls():
+            if time.monotonic() > deadline:
+                raise BrokenError(f"calls do not end: {self.replayed.engine.calls()}")
+            await asyncio.sleep(0.2)
+            await self._catch_up()
         self._refuse_another_state_hash()
         await self._stop()
 
@@ -513,7 +578,7 @@ def live(seed: int, kills: int) -> Life:
         BrokenError: a promise was broken; the folder is kept, the message says where and how to run it again.
     """
     with temporary_folder() as path:
-        life = Life(small_folder(path), seed)
+        life = Life(small_folder(path, SHORT_CALLS), seed)
         try:
             asyncio.run(life.run(kills))
         except BaseException as error:
@@ -541,6 +606,7 @@ def main() -> int:
     arguments = parser.parse_args()
     seed = random.SystemRandom().randrange(10**6) if arguments.seed is None else arguments.seed
     killed: Counter[str] = Counter()
+    cleared = 0
     while (left := arguments.budget - killed.total()) > 0:
         try:
             life = live(seed, min(left, KILLS_A_LIFE))
@@ -548,9 +614,13 @@ def main() -> int:
             sys.stdout.write(f"BROKEN: {broken}\n")
             return 1
         killed += life.killed
+        cleared += life.replayed.cleared
         seed += 1
     told = ", ".join(f"{count} of {name}" for name, count in killed.items())
-    sys.stdout.write(f"nothing acknowledged was lost or doubled in {killed.total()} kills: {told}\n")
+    sys.stdout.write(
+        f"nothing acknowledged was lost or doubled in {killed.total()} kills ({told}), "
+        f"and {cleared} calls were cleared\n"
+    )
     return 0
 
 

@@ -67,7 +67,9 @@ def test_a_log_that_holds_what_was_told_keeps_its_promises(replayed: Replayed, t
     replayed.check(told)
 
 
-def test_an_order_a_cancel_and_a_trade_that_the_log_lacks_are_found(replayed: Replayed, told: Told) -> None:
+def test_an_order_a_cancel_a_trade_and_an_act_that_the_log_lacks_are_found(
+    replayed: Replayed, told: Told
+) -> None:
     told.orders[BUYER, "o9"] = 9
     assert replayed.lacks(told) == "order (3, 'o9') was acknowledged as 9; the log has None"
     del told.orders[BUYER, "o9"]
@@ -79,15 +81,25 @@ def test_an_order_a_cancel_and_a_trade_that_the_log_lacks_are_found(replayed: Re
     told.canceled.remove(2)
     told.trades.add(2)
     assert replayed.lacks(told) == "the trades [2] were told and are not in the log"
+    told.trades.remove(2)
+    told.acts.add(b"another")
+    assert replayed.lacks(told) == "an operator's act was acknowledged and is not in the log"
 
 
-def test_an_order_that_is_in_the_log_twice_or_was_refused_is_found(replayed: Replayed, told: Told) -> None:
+def test_an_order_or_an_act_that_is_in_the_log_twice_and_an_order_that_was_refused_are_found(
+    replayed: Replayed, told: Told
+) -> None:
     told.refused.add(BID)
     with pytest.raises(BrokenError, match="were refused and are in the log"):
         replayed.check(told)
     told.refused.clear()
     replayed.accepted[BID].append(3)
     with pytest.raises(BrokenError, match="is in the log 2 times"):
+        replayed.check(told)
+    replayed.accepted[BID].pop()
+    replayed.check(told)
+    replayed.acts[encode(opening()[1])] += 1
+    with pytest.raises(BrokenError, match="are in the log more than once"):
         replayed.check(told)
 
 
