@@ -448,20 +448,27 @@ async def _reference_contracts(session: Session, _params: NoParams) -> Any:
     return sorted(symbol(*contract) for contract in session.exchange.state.depth.levels)
 
 
-def _contract(text: str, state: State, field: str) -> tuple[str, int]:
+def _contract(name: str, text: str, state: State, field: str) -> tuple[str, int]:
+    """Return the contract of this symbol, of which `name` asks for the book, or refuse."""
     try:
         class_code, hour = parse_symbol(text)
     except ValueError:
         raise invalid(field, text, "a class and a UTC hour, as in H100-SXM.20261124T14") from None
     if class_code not in state.lot_eighths:
         raise invalid(field, text, "a class of the venue")
+    # An hour past as well: its last orders may end while one subscribes.
+    now = state.time_ns // HOUR_NS
+    first, last = now - 1, now + state.venue.horizon_hours
+    if not first <= hour <= last:
+        hours = " to ".join(symbol("", end).removeprefix(".") for end in (first, last))
+        raise invalid(field, name, f"a delivery hour of {hours}")
     return class_code, hour
 
 
 @method("market.snapshot", ContractNamed)
 async def _market_snapshot(session: Session, params: ContractNamed) -> Any:
     state = session.exchange.state
-    return book_of(state, _contract(params.contract, state, "contract"))
+    return book_of(state, _contract(params.contract, params.contract, state, "contract"))
 
 
 @method("market.subscribe", Channels)
@@ -473,9 +480,7 @@ async def _market_subscribe(session: Session, params: Channels) -> Any:
         kind, _, rest = name.partition(".")
         channel = name
         if kind == "book":
-            contract = _contract(rest, state, "channels")
-            _check_horizon(name, contract[1], state)
-            snapshots[name] = book_of(state, contract)
+            snapshots[name] = book_of(state, _contract(name, rest, state, "channels"))
         elif name in {"orders", "fills"}:
             session.need(Scope.READ, name)
             channel = private_channel(name, session.account)
@@ -485,15 +490,6 @@ async def _market_subscribe(session: Session, params: Channels) -> Any:
             raise invalid("channels", name, f"at most {CHANNELS_MAX} channels a session")
         session.join(channel)
     return {"snapshots": snapshots}
-
-
-def _check_horizon(name: str, hour: int, state: State) -> None:
-    # An hour past as well: its last orders may end while one subscribes.
-    now = state.time_ns // HOUR_NS
-    first, last = now - 1, now + state.venue.horizon_hours
-    if not first <= hour <= last:
-        hours = " to ".join(symbol("", end).removeprefix(".") for end in (first, last))
-        raise invalid("channels", name, f"a delivery hour of {hours}")
 
 
 @method("market.unsubscribe", Channels)

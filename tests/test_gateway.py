@@ -1292,19 +1292,26 @@ async def test_a_book_is_exact_when_its_last_listener_left_and_another_came_with
 async def test_a_book_is_open_from_an_hour_past_to_the_horizon(desk: Desk) -> None:
     now, (one, heard) = START_NS // HOUR_NS, desk.session()
     last = now + SMALL_VENUE.horizon_hours
+    ends = [contract(end).partition(".")[2] for end in (now - 1, last)]
+
+    async def answers(hour: int) -> Iterator[tuple[str, str, Any]]:
+        """Field, value and answer of each way to a book."""
+        name = contract(hour)
+        await one.receive(subscribe_text(f"book.{name}"))
+        subscribed = heard.pop()
+        await one.receive(call_text("market.snapshot", {"contract": name}))
+        return iter([("channels", f"book.{name}", subscribed), ("contract", name, heard.pop())])
+
     for hour in (now - 1, last):
-        await one.receive(subscribe_text(f"book.{contract(hour)}"))
-        assert "result" in heard.pop()
+        assert all("result" in answer for _, _, answer in await answers(hour))
     for hour in (now - 2, last + 1, 0):
-        await one.receive(subscribe_text(f"book.{contract(hour)}"))
-        answer = heard.pop()
-        assert code_of(answer) == DoorError.INVALID_PARAMS
-        ends = [contract(end).partition(".")[2] for end in (now - 1, last)]
-        assert answer["error"]["data"] == {
-            "field": "channels",
-            "value": f"book.{contract(hour)}",
-            "allowed": f"a delivery hour of {ends[0]} to {ends[1]}",
-        }
+        for field, value, answer in await answers(hour):
+            assert code_of(answer) == DoorError.INVALID_PARAMS
+            assert answer["error"]["data"] == {
+                "field": field,
+                "value": value,
+                "allowed": f"a delivery hour of {ends[0]} to {ends[1]}",
+            }
     assert len(desk.exchange.channels) == 2
 
 
