@@ -4,10 +4,10 @@ import random
 
 from msgspec.structs import replace
 
-from exchange.book import MANY_LEVELS, NEAR_HOURS, NEAR_MASK, CellSide
-from exchange.engine import Engine
-from schemas.commands import CancelOrder, CertifySite
-from schemas.events import BlockTraded, OrderAccepted, Traded
+from exchange.book import CHUNK, MANY_LEVELS, NEAR_HOURS, NEAR_MASK, CellSide
+from exchange.engine import Engine, restored
+from schemas.commands import CancelOrder, CertifySite, ReplaceOrder
+from schemas.events import BlockTraded, OrderAccepted, OrderReplaced, Traded
 from tests.market import AUTHORITY, BUYER, CLASS, FIRST_HOUR, SELLER, START_NS, ask, bid, started
 from tests.small_venue import SMALL_VENUE
 
@@ -104,3 +104,64 @@ def test_runs_that_come_and_go_sell_best_first() -> None:
     assert isinstance(traded, BlockTraded)
     best = sorted(waiting, key=lambda order: (waiting[order], order))
     assert [leg.ask_order_id for leg in traded.legs] == 2 * best[:5]
+
+
+def test_asks_that_come_move_and_go_sell_to_blocks_best_first() -> None:
+    draw, engine = random.Random(7), market()
+    # Tried once, and too dear: from now on the site has its asks at hand.
+    engine.apply(START_NS, bid(1, 1, 1, hours=2))
+    waiting: dict[int, tuple[int, int]] = {}
+    for order in range(2, 300):
+        hour, price = draw.randrange(2), 100 + draw.randrange(30)
+        moved = draw.choice(sorted(waiting)) if waiting and draw.random() < 0.3 else 0
+        if moved:
+            hour = waiting[moved][0]
+            (told,) = engine.apply(
+                START_NS,
+                ReplaceOrder(
+                    account=SELLER, order_id=moved, valid_until_ns=START_NS, lots=1, price_ticks=price
+                ),
+            )
+            if isinstance(told, OrderReplaced):
+                del waiting[moved]
+                waiting[moved] = hour, price
+        entered = ask(order, LARGE, 1, 100 + draw.randrange(30), delivery_hour=FIRST_HOUR + hour)
+        (accepted,) = engine.apply(START_NS, entered)
+        assert isinstance(accepted, OrderAccepted)
+        waiting[accepted.order_id] = hour, entered.price_ticks
+        while len(waiting) > 12:
+            gone = draw.choice(sorted(waiting))
+            engine.apply(START_NS, CancelOrder(SELLER, gone))
+            del waiting[gone]
+        if order % 10 == 0:
+            engine.check()
+    # In the order of their times, so that a stable sort by price is by price, then time.
+    best = [
+        sorted((o for o in waiting if waiting[o][0] == hour), key=lambda o: waiting[o][1]) for hour in (0, 1)
+    ]
+    _, traded = engine.apply(START_NS, bid(1000, 3, 200, hours=2))
+    assert isinstance(traded, BlockTraded)
+    assert [leg.ask_order_id for leg in traded.legs] == best[0][:3] + best[1][:3]
+
+
+def test_open_orders_are_found_by_their_numbers_also_where_many_between_have_ended_and_after_a_restore() -> (
+    None
+):
+    engine = market()
+    kept = [1, 2, CHUNK - 1, CHUNK, 2 * CHUNK + 7]
+    for order in range(1, kept[-1] + 1):
+        engine.apply(START_NS, bid(order, 1, 100))
+        if order not in kept:
+            engine.apply(START_NS, CancelOrder(BUYER, order))
+    for again in (engine, restored(engine.encoded_state())):
+        assert list(again.orders) == kept
+        for order in kept:
+            assert again.market.orders.get(order) is again.orders[order]
+        assert again.market.orders.get(3) is None
+        for order in kept:
+            assert type(again.apply(START_NS, CancelOrder(BUYER, order))[0]).__name__ == "OrderEnded"
+            assert again.market.orders.get(order) is None
+        # Those before the last hold no places any more.
+        assert [len(chunk.orders) for chunk in again.market.orders._chunks[:-1]] == [0, 0]
+        again.apply(START_NS, bid(kept[-1] + 1, 1, 100))
+        assert list(again.orders) == [kept[-1] + 1]
