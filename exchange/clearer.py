@@ -120,12 +120,16 @@ class Clearer:
 
 def main() -> None:
     """Clear one call after the other, from standard input to standard output."""
-    # An interrupt at the terminal is for the core, which ends this process with its input.
+    # An interrupt at the terminal is for the core, which ends this process with its input. A core that was
+    # killed reads no answer, and may have left half a question: both end it without a word.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     read, write = sys.stdin.buffer, sys.stdout.buffer
-    while head := read.read(LENGTH.size):
+    while len(head := read.read(LENGTH.size)) == LENGTH.size:
         (length,) = LENGTH.unpack(head)
-        data = _encoder.encode(solve(_terms_decoder.decode(read.read(length))))
+        if len(terms := read.read(length)) < length:
+            return
+        data = _encoder.encode(solve(_terms_decoder.decode(terms)))
         write.write(LENGTH.pack(len(data)) + data)
         write.flush()
 

@@ -23,6 +23,8 @@ from schemas.wire import (
 IN_FLIGHT_MAX = 500
 CHANNELS_MAX = 500
 """So many channels a session may listen to at once."""
+BRACKETS_MAX = 500
+"""So many brackets may open in a message: far more than any call has, and few enough for every decoder."""
 _WITHOUT_ERA = {"session.challenge", "session.time", "venue.status"}
 """All other methods need the venue, which is known from the first record on."""
 _TOLD_BACK_MAX = 200
@@ -104,6 +106,7 @@ class Session:
         identity: int | str | None = None
         self.in_flight += 1
         try:
+            _refuse_depth(text)
             request = _request_decoder.decode(text)
             identity = request.id
             result = await self._call(request)
@@ -111,7 +114,7 @@ class Session:
             self._fail(identity, refusal.error, us_in)
         except msgspec.ValidationError as error:
             self._fail(identity, RpcError(DoorError.INVALID_REQUEST, str(error)), us_in)
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             self._fail(identity, RpcError(DoorError.PARSE_ERROR, f"no JSON: {error}"), us_in)
         except Exception:
             self._fail(identity, RpcError(DoorError.INTERNAL_ERROR, "a fault of the exchange's own"), us_in)
@@ -192,6 +195,16 @@ def invalid(field: str, value: Any, allowed: str) -> CallError:
         DoorError.INVALID_PARAMS, f"invalid params: {field} {shown} (allowed: {allowed})", field=field,
         value=value, allowed=allowed,
     )  # fmt: skip
+
+
+def _refuse_depth(text: str | bytes) -> None:
+    """Refuse a message that a decoder could be lost in; how deep one goes depends on the Python."""
+    if isinstance(text, str):
+        opened = text.count("{") + text.count("[")
+    else:
+        opened = text.count(b"{") + text.count(b"[")
+    if opened > BRACKETS_MAX:
+        raise CallError(DoorError.PARSE_ERROR, f"{opened} brackets open in the message, {BRACKETS_MAX} may")
 
 
 def _misshapen(fault: str, params: msgspec.Raw, form: type[msgspec.Struct]) -> CallError:

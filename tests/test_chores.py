@@ -5,10 +5,13 @@ import contextlib
 import gc
 import secrets
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
@@ -39,6 +42,7 @@ from schemas.commands import (
     TimeInForce,
 )
 from schemas.events import BlockTraded, CallCleared, OrderAccepted, OrderListed, Phase, Rejected, Traded
+from schemas.link import LENGTH
 from schemas.reasons import RejectReason
 from schemas.records import Decoded, Record, decoded
 from schemas.venue import Venue
@@ -459,6 +463,25 @@ async def test_a_helper_that_is_lost_is_told_and_another_is_started() -> None:
         assert await clearer.clear(terms) == right
     finally:
         await clearer.stop()
+
+
+@pytest.mark.parametrize("left", [2, -1, None])
+def test_a_helper_ends_without_a_word_with_a_core_that_was_killed(left: int | None) -> None:
+    question = msgspec.msgpack.encode(CallTerms([(1, 80, 2, 0, 1)], [(2, 100, 2, 5, 2)], {5: b"\1"}))
+    question = LENGTH.pack(len(question)) + question
+    with subprocess.Popen(
+        [sys.executable, "-m", "exchange.clearer"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as helper:  # fmt: skip
+        assert helper.stdin is not None
+        assert helper.stdout is not None
+        assert helper.stderr is not None
+        # Killed before it reads the answer, or while it asks.
+        helper.stdout.close()
+        helper.stdin.write(question[:left])
+        helper.stdin.close()
+        assert helper.stderr.read() == b""
+        assert helper.wait(20) == (0 if left else -signal.SIGPIPE)
 
 
 def core_of(folder: DataFolder) -> Core:

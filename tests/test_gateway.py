@@ -28,7 +28,7 @@ from exchange.link import BusyError, CoreLink, CoreLostError
 from gateway.client import RefusedError
 from gateway.methods import METHODS
 from gateway.server import TICK_SECONDS, Gateway
-from gateway.session import CHANNELS_MAX, IN_FLIGHT_MAX, Session
+from gateway.session import BRACKETS_MAX, CHANNELS_MAX, IN_FLIGHT_MAX, Session
 from schemas.authority import signed
 from schemas.codec import encode
 from schemas.commands import (
@@ -908,6 +908,14 @@ async def test_a_bad_param_of_any_method_is_named(
         assert answer["error"]["data"]["allowed"]
 
 
+def deep(brackets: int) -> str:
+    """A call in which so many brackets open, one within the other."""
+    inner = brackets - 1
+    return (
+        '{"jsonrpc":"2.0","id":1,"method":"session.time","params":' + '{"a":' * inner + "1" + "}" * brackets
+    )
+
+
 @pytest.mark.parametrize(
     ("message", "code"),
     [
@@ -915,11 +923,11 @@ async def test_a_bad_param_of_any_method_is_named(
         ("{", DoorError.PARSE_ERROR),
         (b"\xff\xfe", DoorError.PARSE_ERROR),
         (b'{"jsonrpc":"2.0","id":1,"method":"session.time","params":{"\xff":1}}', DoorError.PARSE_ERROR),
-        ("[" * 30_000, DoorError.INVALID_REQUEST),
-        (
-            '{"jsonrpc":"2.0","id":1,"method":"session.time","params":' + '{"a":' * 9_000 + "1" + "}" * 9_001,
-            DoorError.PARSE_ERROR,
-        ),
+        ("[" * 30_000, DoorError.PARSE_ERROR),
+        (deep(BRACKETS_MAX), DoorError.INVALID_PARAMS),
+        (deep(BRACKETS_MAX + 1), DoorError.PARSE_ERROR),
+        (deep(BRACKETS_MAX + 1).encode(), DoorError.PARSE_ERROR),
+        (deep(9_000), DoorError.PARSE_ERROR),
         ("[]", DoorError.INVALID_REQUEST),
         ('[{"jsonrpc":"2.0","id":1,"method":"session.time"}]', DoorError.INVALID_REQUEST),
         ('"session.time"', DoorError.INVALID_REQUEST),
