@@ -69,7 +69,12 @@ def venue_init(
     folder: Folder = FOLDER,
     origin: Annotated[str, typer.Option(help="The log's name, as checkpoints carry it.")] = "cux.example/log",
     clock_speed: Annotated[
-        int, typer.Option(min=0, max=1_000_000, help="Simulated seconds a second; 0 is the real clock.")
+        int,
+        typer.Option(
+            min=0,
+            max=1_000_000,
+            help="Simulated seconds a second, from when `cux clock set` lets it run; 0 is the real clock.",
+        ),
     ] = 0,
     start_ns: Annotated[int, typer.Option(min=0, max=INT64_MAX, help="Where simulated time starts.")] = 0,
 ) -> None:

@@ -421,6 +421,8 @@ class Life:
         """
         exchange = self.exchange
         await exchange.until_ready()
+        # Else no call would end.
+        await exchange.set_clock(speed=1)
         members = [await self._new_member(sells) for sells in (True, True, False, False)]
         stop = asyncio.Event()
         async with contextlib.AsyncExitStack() as clients:
